@@ -1,0 +1,150 @@
+"""Build figures and tables: ``python -m figures.build [IDS...] [--quick]``; ``--list`` says what there is.
+
+Runs that are missing, unfinished or out of date are made first. A figure whose inputs have not changed is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from figures import output, registry, runs, scales
+from figures.frames import ArmRun
+from figures.needs import Need, Scale
+from stablediag.errors import StablediagError
+from stablediag.store.run import Run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 when something failed, 2 for a wrong argument."""
+    options = _parse(arguments)
+    scale = scales.quick() if options.quick else scales.full()
+    out = options.out or Path("figures/out/quick" if options.quick else "figures/out")
+    names = options.ids or list(registry.FIGURES)
+    unknown = [name for name in names if name not in registry.FIGURES]
+    if unknown:
+        print(f"error: no figure {unknown[0]!r}: choose from {', '.join(registry.FIGURES)}", file=sys.stderr)
+        return 2
+    try:
+        if options.list:
+            print_listing(listing(names, scale, options.runs, out), as_json=options.json)
+            return 0
+        return build(names, scale, options.runs, out, jobs=options.jobs)
+    except StablediagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m figures.build", description="Build figures and tables.")
+    parser.add_argument("ids", nargs="*", help=f"{', '.join(registry.FIGURES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and shorter streams")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the pictures (default: figures/out, quick: figures/out/quick)"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/testbed"), help="folder of the testbed runs")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
+    parser.add_argument("--list", action="store_true", help="list figures, the runs they need, and their state")
+    parser.add_argument("--json", action="store_true", help="with --list: JSON")
+    return parser.parse_args(arguments)
+
+
+def listing(names: Sequence[str], scale: Scale, root: Path, out: Path) -> list[dict[str, Any]]:
+    """Id, title, runs (needed and ready) and state (drawn, stale or missing) of figures."""
+    rows = []
+    states: dict[str, str] = {}
+    for name in names:
+        module = registry.module(name)
+        needs = module.NEEDS.resolve(scale)
+        for need in needs:
+            if need.directory not in states:
+                states[need.directory] = runs.status(need, root).state
+        ready = sum(states[need.directory] == "ok" for need in needs)
+        row = {"id": name, "title": module.TITLE, "runs": len(needs), "ready": ready}
+        rows.append(row | {"state": _state(name, module, needs, ready == len(needs), root, out)})
+    return rows
+
+
+def _state(name: str, module: registry.FigureModule, needs: Sequence[Need], ready: bool, root: Path, out: Path) -> str:
+    found = output.sidecar(out, name)
+    if found is None:
+        return "missing"
+    return "drawn" if ready and found.get("inputs") == output.inputs_hash(module, needs, root) else "stale"
+
+
+def print_listing(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """The listing as JSON, or as aligned columns."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['id']:<10}  {row['state']:<8}  runs {row['ready']:>3}/{row['runs']:<3}  {row['title']}")
+
+
+def build(names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: int) -> int:
+    """Make the runs, draw what changed, write the summary.
+
+    Returns
+    -------
+    int
+        0 when every figure is there, else 1; what failed is said at the end, one line each. A figure that fails does
+        not keep the others from being drawn.
+    """
+    began = time.perf_counter()
+    failed: dict[str, str] = {}
+    needs: dict[str, list[Need]] = {}
+    for name in names:
+        try:
+            needs[name] = registry.module(name).NEEDS.resolve(scale)
+        except Exception as error:
+            failed[name] = runs.one_line(error)
+    every = {need.directory: need for found in needs.values() for need in found}
+    todo = {directory: need for directory, need in every.items() if runs.status(need, root).state != "ok"}
+    print(f"{len(every)} runs needed, {len(todo)} to be made in {root}", flush=True)
+    outcomes = runs.make(list(todo.values()), root, jobs=jobs, report=_say) if todo else {}
+    for name, wanted in needs.items():
+        try:
+            _figure(name, wanted, outcomes, scale, root, out)
+        except Exception as error:
+            failed[name] = runs.one_line(error)
+    _say(f"{output.summary(out, scale.name)}; {time.perf_counter() - began:.0f} s in all")
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _figure(
+    name: str, needs: Sequence[Need], outcomes: dict[str, runs.Outcome], scale: Scale, root: Path, out: Path
+) -> None:
+    broken = [one for need in needs if (one := outcomes.get(need.directory)) is not None and one.error is not None]
+    if broken:
+        raise RuntimeError(
+            f"{len(broken)} of {len(needs)} runs failed, such as {broken[0].need.label}: {broken[0].error}"
+        )
+    module = registry.module(name)
+    inputs = output.inputs_hash(module, needs, root)
+    found = output.sidecar(out, name)
+    if found is None or found.get("inputs") != inputs:
+        began = time.perf_counter()
+        frame = module.prepare([ArmRun(n.arm, n.setting, n.seed, Run.open(root / n.directory)) for n in needs])
+        output.write(out, name, module, frame, module.verdicts(frame), needs, inputs=inputs, scale=scale.name)
+        _say(f"{name}: drawn in {time.perf_counter() - began:.1f} s")
+        found = output.sidecar(out, name)
+    else:
+        _say(f"{name}: unchanged")
+    for line in output.verdict_lines(found or {"verdicts": []}):
+        _say(f"  {line}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

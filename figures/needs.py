@@ -1,0 +1,137 @@
+"""Which runs a figure needs: arms (spec files) in settings (horizons and streams), at one of two scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from stablediag.editors.base import resolve_params
+from stablediag.errors import SpecError
+from stablediag.spec import Spec, load
+
+SPECS = Path(__file__).resolve().parent.parent / "reproduce" / "specs" / "testbed"
+#: settings that `Needs.settings` may name as a group
+STREAMS = "streams"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a setting means: seeds, and overrides of the spec files.
+
+    Attributes
+    ----------
+    seeds : tuple of int
+        Of the horizons; `stream_seeds` of the streams.
+    common : tuple of str
+        Overrides of every run.
+    settings : mapping of str to tuple of str
+        Overrides by setting. A setting whose name begins with ``stream:`` belongs to the group `STREAMS`.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    stream_seeds: tuple[int, ...]
+    settings: Mapping[str, tuple[str, ...]]
+    common: tuple[str, ...] = ()
+    cache: dict[tuple[str, str, int], Need] = field(default_factory=dict, repr=False, compare=False)
+
+    def expand(self, names: Sequence[str]) -> list[str]:
+        """Settings by name, groups replaced by their members."""
+        found = []
+        for name in names:
+            found += [s for s in self.settings if s.startswith("stream:")] if name == STREAMS else [name]
+        return found
+
+
+@dataclass(frozen=True)
+class Need:
+    """One run that a figure needs; `spec` is resolved, editor parameters and matched run included."""
+
+    arm: str
+    setting: str
+    seed: int
+    spec: Spec
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the resolved spec; its first 16 characters name the run's directory."""
+        return self.spec.digest()
+
+    @property
+    def directory(self) -> str:
+        """Name of the run's directory under the root of the testbed runs."""
+        return self.digest[:16]
+
+    @property
+    def matches(self) -> str | None:
+        """Directory name of the run whose norms this one takes, if any."""
+        match = self.spec.editor.params.get("match")
+        return None if match is None else str(match["run"])
+
+    @property
+    def label(self) -> str:
+        """Arm, setting and seed on one line."""
+        return f"{self.arm}, {self.setting}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Every arm in every setting at every seed of the scale."""
+
+    arms: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def resolve(self, scale: Scale) -> list[Need]:
+        """The runs at a scale, with those that they match after them."""
+        found = []
+        for setting in scale.expand(self.settings):
+            for seed in scale.stream_seeds if setting.startswith("stream:") else scale.seeds:
+                found += [resolve(arm, setting, seed, scale) for arm in self.arms]
+        return with_matched(found, scale)
+
+
+def resolve(arm: str, setting: str, seed: int, scale: Scale) -> Need:
+    """One run's spec: the arm's file, the scale's overrides, the editor's parameters in full.
+
+    A spec file names the run that it matches by its arm, as ``@arm``: here that becomes the directory of that arm's run
+    in the same setting at the same seed. With the parameters written out, a change of a preset changes the digest.
+
+    Raises
+    ------
+    SpecError
+        The file, an override or a parameter is wrong.
+    """
+    key = (arm, setting, seed)
+    if key in scale.cache:
+        return scale.cache[key]
+    if setting not in scale.settings:
+        raise SpecError(f"no setting {setting!r} at scale {scale.name}: use one of {', '.join(scale.settings)}")
+    changes = [*scale.settings[setting], *scale.common, f"data.seed={seed}"]
+    spec = load(SPECS / f"{arm}.yaml", changes)
+    params = dict(spec.editor.params)
+    match = params.get("match")
+    if isinstance(match, Mapping) and str(match.get("run", "")).startswith("@"):
+        reference = resolve(str(match["run"])[1:], setting, seed, scale)
+        params["match"] = {**match, "run": reference.directory}
+    full = resolve_params(spec.editor.name, spec.editor.preset, params).model_dump()
+    name = f"{arm}-{setting.replace(':', '-')}-seed{seed}"
+    need = Need(arm, setting, seed, spec.with_editor_params(full).model_copy(update={"name": name}))
+    scale.cache[key] = need
+    return need
+
+
+def with_matched(needs: Sequence[Need], scale: Scale) -> list[Need]:
+    """The needs and, transitively, the runs whose norms they match; each once."""
+    known = {need.directory: need for need in scale.cache.values()}
+    found: dict[str, Need] = {}
+    queue = list(needs)
+    while queue:
+        need = queue.pop(0)
+        if need.directory in found:
+            continue
+        found[need.directory] = need
+        if need.matches is not None and need.matches in known:
+            queue.append(known[need.matches])
+    return list(found.values())

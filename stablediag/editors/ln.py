@@ -1,0 +1,377 @@
+"""Editors with Lifelong Normalization (LN): StableEdit, ULTRAEDIT, and their ablations and controls.
+
+One class, every switch a named option; the presets are points in that space. The update of a module is
+
+    Delta = -lr * sum_i c_i v~_i phi_i,   phi_i = h_i' (H'H + ridge I)^{-1},   c_i = ||h~_i||^2,
+
+with keys h_i, value gradients v_i, standardised keys h~_i and normalised value gradients v~_i (StableEdit,
+arXiv:2605.11836, Algorithm 1 and Theorem 3.2; ULTRAEDIT, arXiv:2505.14679).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor
+
+from stablediag.editors.base import Applied, Proposal, Tracked, stack_rows
+from stablediag.engine.capture import CaptureNeeds
+from stablediag.errors import NumericalError
+from stablediag.maths.ln import key_coefficient, ln_update
+from stablediag.maths.niw import NIW, DiagNIW
+from stablediag.maths.whiten import Floor, Whitener, diagonal_whitener, gradient_whitener
+from stablediag.models import ResolvedModule
+from stablediag.types import Capture, EditBatch
+
+if TYPE_CHECKING:
+    from stablediag.engine.view import ModelView
+
+#: float32 machine epsilon: what the released code adds to every divisor
+RELEASED_EPS = float(torch.finfo(torch.float32).eps)
+
+
+class Match(BaseModel):
+    """Update norms to be equalled: the control that separates the scale of an update from its direction.
+
+    In the warm-up every step is matched on its own. `first` fixes one factor per module at the first target step,
+    `mean` fixes it so that the mean norm over the target steps agrees (found by pilot passes whose weights are
+    restored), `every` matches each step.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str = Field(description="run directory, or the name of a sibling of this run's directory")
+    mode: Literal["first", "mean", "every"] = "first"
+    steps: PositiveInt | None = Field(None, description="target steps of a `mean` pilot; null: all")
+
+
+class Calibration(BaseModel):
+    """How `lr: calibrate` searches: smallest learning rate that reaches an immediate efficacy on held-out edits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    efficacy: float = Field(0.9, gt=0, lt=1)
+    edits: PositiveInt = 100
+    tolerance: float = Field(0.05, gt=0, description="relative width of the final bracket of lr")
+
+
+class LNParams(BaseModel):
+    """Every switch of the LN family. Defaults are the preset `paper`.
+
+    Attributes
+    ----------
+    lr : float or "calibrate"
+        Editor learning rate (gamma). It multiplies ``||h~||^2``, about d_in, so it does not transfer between widths.
+    ridge : float
+        Ridge strength (lambda).
+    normaliser : str
+        Value gradients: ``full`` whitening, ``diagonal``, one ``scalar``, ``center`` only, or ``none``.
+    coefficient : str
+        Hidden-state scalar: ``standardised`` keys (||h~||^2), ``raw`` keys (||h||^2, the option raw_h), or ``none`` (1).
+    stats_scope : str
+        One set of statistics per ``layer`` (paper) or per weight ``shape`` (released code).
+    stats_order : str
+        Normalise with statistics that include the step's rows (``after``) or not (``before``; the very first step
+        has nothing before it and uses ``after``).
+    block_var : str
+        Variance inside a mini-batch: ``population`` (exact pooling) or ``sample`` (ULTRAEDIT's release).
+    prior, prior_kind : float, str
+        eps0 of ``Psi_0 = eps0 I``: ``relative`` to trace/d of the first step's scatter, ``absolute``, or ``none``.
+    floor, floor_kind : float, str
+        Eigenvalue floor of the covariance: ``relative`` to trace/d, ``absolute`` (released: 1e-6), or ``none``.
+    shrinkage : float
+        Linear shrinkage of the covariance towards its scaled identity, in [0, 1].
+    pre_threshold : str
+        While nu <= d + 1 the posterior mean does not exist: fall back to ``diagonal``, ``shrink``, or raise (``error``).
+    eps : float
+        Added to divisors (released: float32 epsilon).
+    warmup_norm : str
+        In the warm-up: the ``same`` normaliser (paper) or always ``diagonal`` (released).
+    warmup_apply : bool
+        Whether warm-up updates are written, or only the statistics kept.
+    forget : float
+        Forgetting factor rho of the statistics, in (0, 1].
+    loss, minibatch, tokens : str, int, str
+        ``paper``: sum per edit; ``released``: mean over the answer tokens of a length-sorted mini-batch.
+    master : str
+        Weights accumulate in an ``fp32`` master copy or in the ``model``'s dtype.
+    solve_dtype : str or null
+        dtype of the ridge solve and the update; null: that of the captured rows.
+    track_covariance : bool
+        Keep Psi for the recorders although the normaliser does not need it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: float | Literal["calibrate"] = "calibrate"
+    ridge: float = Field(10.0, ge=0)
+    normaliser: Literal["full", "diagonal", "scalar", "center", "none"] = "full"
+    coefficient: Literal["standardised", "raw", "none"] = "standardised"
+    stats_scope: Literal["layer", "shape"] = "layer"
+    stats_order: Literal["after", "before"] = "after"
+    block_var: Literal["population", "sample"] = "population"
+    prior: float = Field(1e-3, ge=0)
+    prior_kind: Literal["relative", "absolute", "none"] = "relative"
+    floor: float = Field(1e-12, ge=0)
+    floor_kind: Literal["relative", "absolute", "none"] = "relative"
+    shrinkage: float = Field(0.0, ge=0, le=1)
+    pre_threshold: Literal["diagonal", "shrink", "error"] = "diagonal"
+    eps: float = Field(0.0, ge=0)
+    warmup_norm: Literal["same", "diagonal"] = "same"
+    warmup_apply: bool = True
+    forget: float = Field(1.0, gt=0, le=1)
+    loss: Literal["paper", "released"] = "paper"
+    minibatch: PositiveInt | None = None
+    tokens: Literal["answer", "all", "last_prompt"] = "answer"
+    master: Literal["fp32", "model"] = "fp32"
+    solve_dtype: Literal["float32", "float64"] | None = None
+    track_covariance: bool = False
+    match: Match | None = None
+    calibration: Calibration = Field(default_factory=lambda: Calibration(efficacy=0.9, tolerance=0.05))
+
+
+_RELEASED: dict[str, Any] = {
+    "stats_scope": "shape",
+    "prior_kind": "none",
+    "floor": 1e-6,
+    "floor_kind": "absolute",
+    "eps": RELEASED_EPS,
+    "warmup_norm": "diagonal",
+    "loss": "released",
+    "minibatch": 10,
+    "master": "model",
+}
+
+#: name -> values that differ from `LNParams`' defaults. Provenance:
+#: paper: arXiv:2605.11836, Algorithm 1, Section 4.1 (ridge 10) and Appendix B, with a relative prior where it is silent.
+#: released: the public StableEdit repository as it behaves once it imports (ridge 10 from its launch script).
+#: ultraedit: the public ULTRAEDIT repository (identity ridge, sample variance, no whitening, no warm-up).
+#: no_warmup, no_whitening, no_ln: Table 4; no_h_norm: Table 15; stats_only_warmup: Table 13.
+#: no_ln_matched: not in the paper; needs `match`.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": _RELEASED,
+    "ultraedit": {
+        **{k: v for k, v in _RELEASED.items() if k not in ("floor", "floor_kind")},
+        "normaliser": "diagonal",
+        "block_var": "sample",
+        "ridge": 1.0,
+    },
+    "no_warmup": {},
+    "no_whitening": {"normaliser": "diagonal"},
+    "no_ln": {"normaliser": "none"},
+    "no_ln_matched": {"normaliser": "none", "lr": 1.0},
+    "no_h_norm": {"coefficient": "none"},
+    "stats_only_warmup": {"warmup_apply": False},
+}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one scope has learnt: moments of its keys and of its value gradients."""
+
+    keys: DiagNIW
+    grads: DiagNIW
+    niw: NIW | None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """State prepared by `step`, taken over by `commit`."""
+
+    stats: Mapping[str, Stats]
+    match_scale: Mapping[str, float]
+
+
+class LNEditor:
+    """Lifelong Normalization with every switch explicit; see `LNParams`.
+
+    No matrix of size d_in x d_in is ever formed: the ridge is solved in its dual form.
+    """
+
+    Params = LNParams
+    presets = PRESETS
+    preset_needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"no_ln_matched": ("match",)}
+
+    def __init__(self, params: LNParams, modules: Mapping[str, ResolvedModule]) -> None:
+        if not modules:
+            raise NumericalError("an LN editor needs at least one edited module: name some under model.modules")
+        self.params = params
+        self.modules: tuple[str, ...] = tuple(modules)
+        self.needs: CaptureNeeds | None = CaptureNeeds(loss=params.loss, tokens=params.tokens)
+        self.minibatch = params.minibatch
+        self.master = params.master
+        self.extra_columns: Mapping[str, str] = {"match_scale": "REAL"} if params.match else {}
+        self.lr: float | None = None if params.lr == "calibrate" else float(params.lr)
+        self.reference: Mapping[tuple[int, str], float] = {}
+        self.match_scale: dict[str, float] = {}
+        self.calibrated: tuple[str, ...] = ()
+        self._scope = {name: self._scope_name(module) for name, module in modules.items()}
+        self.scopes: tuple[str, ...] = tuple(dict.fromkeys(self._scope.values()))
+        self._stats = {self._scope[name]: self._empty(module) for name, module in modules.items()}
+        self._pending: Pending | None = None
+
+    def _scope_name(self, module: ResolvedModule) -> str:
+        return module.name if self.params.stats_scope == "layer" else f"shape:{module.d_in}x{module.d_out}"
+
+    def _empty(self, module: ResolvedModule) -> Stats:
+        device = next(module.module.parameters()).device
+        covariance = self.params.normaliser == "full" or self.params.track_covariance
+        prior = self.params.prior if self.params.prior_kind == "absolute" else 0.0
+        return Stats(
+            keys=DiagNIW.empty(module.d_in, device=device),
+            grads=DiagNIW.empty(module.d_out, device=device),
+            niw=NIW.empty(module.d_out, prior=prior, device=device) if covariance else None,
+        )
+
+    def writes(self, phase: str) -> bool:
+        """Warm-up updates are written unless the warm-up is for statistics only."""
+        return phase == "target" or self.params.warmup_apply
+
+    def _members(self, scope: str) -> list[str]:
+        return [name for name in self.modules if self._scope[name] == scope]
+
+    def _updated(self, scope: str, captures: Mapping[str, Capture]) -> tuple[Stats, Tracked]:
+        """The scope's statistics with the step's rows in them, and how they moved."""
+        p, old, names = self.params, self._stats[scope], self._members(scope)
+        keys, grads = stack_rows(captures, names, "keys"), stack_rows(captures, names, "grads")
+        blocks = None
+        if p.block_var == "sample":
+            blocks = torch.cat([captures[name].block_ids * len(names) + i for i, name in enumerate(names)])
+        options: dict[str, Any] = {"forget": p.forget, "block_ids": blocks, "block_var": p.block_var}
+        new_grads = old.grads.update(grads, **options)
+        new_keys = old.keys.update(keys, **options) if p.coefficient == "standardised" else old.keys
+        niw, factor = old.niw, None
+        if niw is not None:
+            first = float(niw.nu) == 0
+            factor = niw.factor(grads) if p.forget == 1 and p.block_var == "population" else None
+            niw = niw.update(grads, **options)
+            if first and p.prior_kind == "relative":
+                eps0 = p.prior * float(niw.scale.diagonal(dim1=-2, dim2=-1).mean())
+                niw, factor = niw.with_prior(eps0), None
+        tracked = Tracked(niw if niw is not None else new_grads, float(old.grads.nu), old.grads.mean, factor)
+        return Stats(new_keys, new_grads, niw), tracked
+
+    def _whiteners(self, stats: Stats, phase: str) -> tuple[Whitener, Whitener | None]:
+        p = self.params
+        kind: Any = (
+            "diagonal" if phase == "warmup" and p.warmup_norm == "diagonal" and p.normaliser == "full" else p.normaliser
+        )
+        grads = gradient_whitener(
+            stats.niw if kind == "full" else None,
+            stats.grads,
+            kind=kind,
+            floor=Floor(p.floor_kind, p.floor),
+            shrinkage=p.shrinkage,
+            pre_threshold=p.pre_threshold,
+            eps=p.eps,
+        )
+        keys = diagonal_whitener(stats.keys, eps=p.eps) if p.coefficient == "standardised" else None
+        return grads, keys
+
+    def step(self, view: ModelView, batch: EditBatch, captures: Mapping[str, Capture]) -> Iterator[Proposal]:
+        """Yield one low-rank update per module; all of them belong to the weights before the step."""
+        if self.lr is None:
+            raise NumericalError(
+                "the learning rate was not calibrated: run through a session, or give params.lr a number"
+            )
+        updated = {scope: self._updated(scope, captures) for scope in self.scopes}
+        scale = dict(self.match_scale)
+        whiteners: dict[str, tuple[Whitener, Whitener | None]] = {}
+        for scope, (new, _) in updated.items():
+            before = self._stats[scope]
+            used = before if self.params.stats_order == "before" and float(before.grads.nu) > 1 else new
+            whiteners[scope] = self._whiteners(used, batch.phase)
+        seen: set[str] = set()
+        for name in self.modules:
+            scope = self._scope[name]
+            whitener, key_whitener = whiteners[scope]
+            capture = captures[name]
+            dtype = getattr(torch, self.params.solve_dtype) if self.params.solve_dtype else None
+            update = ln_update(
+                capture.keys,
+                capture.grads,
+                whitener=whitener,
+                coefficient=key_coefficient(capture.keys, key_whitener, kind=self.params.coefficient),
+                lr=self.lr,
+                ridge=self.params.ridge,
+                dtype=dtype,
+            )
+            extra = {}
+            if self.params.match is not None:
+                extra["match_scale"] = scale[name] = self._match_factor(name, batch, float(update.norm()))
+                update = update.scaled(scale[name])
+            yield Proposal(
+                module=name,
+                update=update,
+                tracked={} if scope in seen else {scope: updated[scope][1]},
+                whitener=whitener,
+                extra=extra,
+            )
+            seen.add(scope)
+        kept = scale if batch.phase == "target" and self._fixes_scale() else self.match_scale
+        self._pending = Pending({scope: new for scope, (new, _) in updated.items()}, kept)
+
+    def _fixes_scale(self) -> bool:
+        return self.params.match is not None and self.params.match.mode != "every"
+
+    def _match_factor(self, name: str, batch: EditBatch, norm: float) -> float:
+        """Factor that gives the module's update the norm that the reference run recorded."""
+        if batch.phase == "target" and self._fixes_scale() and name in self.match_scale:
+            return self.match_scale[name]
+        wanted = self.reference.get((batch.index, name))
+        if wanted is None:
+            raise NumericalError(
+                f"no reference norm for step {batch.index}, module {name}: match a run of the same model, stream and warm-up"
+            )
+        return wanted / norm if norm > 0 else 0.0
+
+    def commit(self, view: ModelView, applied: Sequence[Applied]) -> None:
+        """Take over the statistics that the last step prepared."""
+        if self._pending is None:
+            raise NumericalError("commit without a step: exhaust editor.step(...) first")
+        self._stats = dict(self._pending.stats)
+        self.match_scale = dict(self._pending.match_scale)
+        self._pending = None
+
+    def finish(self, view: ModelView) -> Iterator[Proposal]:
+        """Nothing is due at the end of an LN stream."""
+        return iter(())
+
+    def statistics(self, scope: str) -> Stats:
+        """The statistics of a scope (a module name, or ``shape:<d_in>x<d_out>``)."""
+        return self._stats[scope]
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Statistics as tensors; learning rate and match factors as values."""
+        tensors: dict[str, Tensor] = {}
+        for scope, stats in self._stats.items():
+            for part in ("keys", "grads", "niw"):
+                state = getattr(stats, part)
+                if state is not None:
+                    tensors |= {f"{scope}/{part}/{key}": value for key, value in state.state_dict().items()}
+        return tensors, {"lr": self.lr, "match_scale": self.match_scale, "calibrated": list(self.calibrated)}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Restore statistics, learning rate and match factors."""
+        for scope, stats in self._stats.items():
+            parts: dict[str, Any] = {}
+            for part in ("keys", "grads", "niw"):
+                old = getattr(stats, part)
+                if old is not None:
+                    prefix = f"{scope}/{part}/"
+                    state = {
+                        k.removeprefix(prefix): v.to(old.mean.device)
+                        for k, v in tensors.items()
+                        if k.startswith(prefix)
+                    }
+                    parts[part] = type(old).from_state(state)
+            self._stats[scope] = replace(stats, **parts)
+        self.lr = meta["lr"]
+        self.match_scale = dict(meta["match_scale"])
+        self.calibrated = tuple(meta["calibrated"])
+        self._pending = None

@@ -1,0 +1,363 @@
+"""The one loop: warm-up, steps, evaluation, snapshots, transactions, checkpoints, resume.
+
+The order of the calls inside a step is written down in `stablediag.recorders.base`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stablediag.editors.base import Applied, Editor, Proposal
+from stablediag.engine.guard import guard
+from stablediag.engine.prepare import LOOP_COLUMNS, Prepared
+from stablediag.engine.tuning import Tuner
+from stablediag.engine.view import ModelView
+from stablediag.engine.weights import WeightWriter
+from stablediag.errors import NumericalError, StablediagError, StoreError
+from stablediag.maths.update import LowRank, Update
+from stablediag.recorders.base import Array, Item, Row, RunView, SnapshotView, StepView
+from stablediag.recorders.registry import schedule_from
+from stablediag.spec import Spec
+from stablediag.store.run import Run, RunWriter
+from stablediag.store.state import load_state, save_state
+from stablediag.types import Capture, EditBatch, StepRecord
+
+
+class Session:
+    """One run in progress. Build it with `create` or `resume`, then call `run`.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Everything loaded and validated.
+    writer : RunWriter
+        Where it is recorded.
+    progress : bool
+        Whether to draw a progress bar.
+    """
+
+    def __init__(self, prepared: Prepared, writer: RunWriter, *, progress: bool = True) -> None:
+        self.spec = prepared.spec
+        self.plan = prepared.plan
+        self.target = prepared.target
+        self.editor: Editor = prepared.editor
+        self.recorders = prepared.recorders
+        self._writer = writer
+        self._progress = progress
+        self._weights = WeightWriter(prepared.loaded.modules, master=self.editor.master)
+        self.view = ModelView(prepared.loaded, self._weights, token_budget=self.spec.capture.token_budget)
+        self._tuner = Tuner(
+            self.editor,
+            self.view,
+            self._weights,
+            plan=self.plan,
+            held_out=prepared.calibration_edits,
+            group=self.spec.edits_per_step,
+            propose=lambda batch, captures: self._propose(batch, captures, True),
+        )
+        self._evaluate = schedule_from(self.spec.evaluation.schedule)
+        self._snapshot = schedule_from(self.spec.snapshots.schedule)
+        self._target_steps = sum(batch.phase == "target" for batch in self.plan)
+        self._next = 0
+        self._started = False
+        self._ended = False
+        self._efficacy: float | None = None
+
+    @classmethod
+    def create(cls, spec: Spec, path: Path, *, progress: bool = True) -> Session:
+        """Validate everything, then create the run directory.
+
+        Raises
+        ------
+        StablediagError
+            For a wrong spec, dataset, model or editor, before anything is written; StoreError for a used directory.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(
+                f"{path} is not empty: choose another directory, or continue it with `stablediag resume {path}`"
+            )
+        prepared = Prepared(spec, run_dir=path)
+        writer = Run.create(path, info=prepared.info, columns=prepared.columns, keys=prepared.keys)
+        return cls(prepared, writer, progress=progress)
+
+    @classmethod
+    def resume(cls, path: Path, *, progress: bool = True) -> Session:
+        """Continue an interrupted run from its last checkpoint; rows recorded after it are made again.
+
+        Raises
+        ------
+        StoreError
+            If the run is complete, broken, or held by another process, or its inputs have changed.
+        """
+        stored = Run.open(path)
+        if stored.state == "complete":
+            raise StoreError(f"{path} is complete: nothing to resume")
+        prepared = Prepared(Spec.from_mapping(dict(stored.info.spec)), run_dir=path)
+        for what in ("model", "dataset"):
+            if json.dumps(getattr(prepared.info, what), sort_keys=True) != json.dumps(
+                getattr(stored.info, what), sort_keys=True
+            ):
+                raise StoreError(
+                    f"{path}: the {what} is not the one the run began with: restore it, or start a new run"
+                )
+        writer = Run.resume(path)
+        session = cls(prepared, writer, progress=progress)
+        session._restore()
+        return session
+
+    def run(self) -> Run:
+        """Carry out the remaining steps; an interruption leaves a readable run that `resume` continues.
+
+        Returns
+        -------
+        Run
+            The finished run, opened for reading.
+        """
+        if self.spec.threads is not None:
+            torch.set_num_threads(self.spec.threads)
+        try:
+            if not self._started:
+                self._start()
+            with tqdm(total=self._edits(len(self.plan)), unit="edit", disable=not self._progress, smoothing=0.1) as bar:
+                bar.update(self._edits(self._next))
+                for batch in self.plan[self._next :]:
+                    self._step(batch)
+                    self._next = batch.index + 1
+                    bar.update(len(batch.edits))
+                    if self._efficacy is not None:
+                        bar.set_postfix_str(f"efficacy {self._efficacy:.2f}")
+            if not self._ended:
+                self._end()
+            self._writer.finish("complete")
+        except KeyboardInterrupt:
+            self._writer.journal("interrupted", f"before step {self._next}")
+            raise
+        except StablediagError as error:
+            self._writer.journal("failed", str(error))
+            raise
+        finally:
+            self._writer.close()
+        return Run.open(self._writer.path)
+
+    def _edits(self, steps: int) -> int:
+        return sum(len(batch.edits) for batch in self.plan[:steps])
+
+    def _run_view(self, step: int) -> RunView:
+        return RunView(step=step, total=len(self.plan), view=self.view, stream=self.target)
+
+    def _start(self) -> None:
+        with self._writer.transaction(-1) as tx:
+            for recorder in self.recorders:
+                self._store(tx, recorder.on_run_start(self._run_view(-1)))
+            self._checkpoint(tx, -1)
+
+    def _end(self) -> None:
+        last = len(self.plan) - 1
+        with self._writer.transaction(last) as tx:
+            self._apply(self.editor.finish(self.view), measure=False)
+            for recorder in self.recorders:
+                self._store(tx, recorder.on_run_end(self._run_view(last)))
+            self._ended = True
+            self._checkpoint(tx, last)
+
+    def _step(self, batch: EditBatch) -> None:
+        target_step = self._target_index(batch)
+        with self._writer.transaction(batch.index) as tx:
+            for kind, text in self._tuner.prepare(batch):
+                tx.event(kind, text)
+            began = time.perf_counter()
+            captures = self.view.capture_edits(batch.edits, self.editor.needs, minibatch=self.editor.minibatch)
+            guarded = guard(captures, batch, policy=self.spec.guard)
+            captured = time.perf_counter()
+            applied: list[Applied] = []
+            written = guarded.skipped is None and self.editor.writes(batch.phase)
+            if guarded.skipped is None:
+                applied = self._propose(batch, guarded.captures, written)
+            else:
+                tx.event("skipped", guarded.skipped)
+            edited = time.perf_counter()
+            if guarded.skipped is None:
+                step = StepView(
+                    step=batch.index,
+                    total=len(self.plan),
+                    phase=batch.phase,
+                    target_step=target_step,
+                    batch=batch,
+                    captures=guarded.captures,
+                    applied=applied,
+                    written=written,
+                    view=self.view,
+                )
+                self._store(tx, (_extra_row(batch.index, one.proposal) for one in applied if one.proposal.extra))
+                self._record(tx, step, evaluating=False)
+            recorded = time.perf_counter()
+            if guarded.skipped is None:
+                self._record(tx, step, evaluating=True)
+            if target_step is not None:
+                self._question(tx, batch, target_step)
+            record = StepRecord(
+                step=batch.index,
+                phase=batch.phase,
+                edits=len(batch.edits),
+                rows=_rows(guarded.captures),
+                loss=_loss(guarded.captures),
+                skipped=guarded.skipped,
+                seconds=time.perf_counter() - began,
+                seconds_capture=captured - began,
+                seconds_editor=edited - captured,
+                seconds_record=recorded - edited,
+                seconds_evaluate=time.perf_counter() - recorded,
+            )
+            self._store(tx, _step_rows(record, target_step, written, guarded.dropped_rows))
+            if (batch.index + 1) % self.spec.checkpoint.every == 0 or batch.index == len(self.plan) - 1:
+                self._checkpoint(tx, batch.index)
+
+    def _record(self, tx: Any, step: StepView, *, evaluating: bool) -> None:
+        """Ask the recorders that are due; those that run the model come apart, because their cost is evaluation."""
+        for recorder in self.recorders:
+            if (recorder.name == "quality") == evaluating and recorder.schedule(step.step, step.total):
+                self._store(tx, recorder.on_step(step))
+
+    def _propose(self, batch: EditBatch, captures: Mapping[str, Capture], written: bool) -> list[Applied]:
+        proposals = self.editor.step(self.view, batch, captures)
+        if written:
+            applied = self._apply(proposals, measure=self._measures(batch.index))
+        else:
+            applied = [Applied(proposal, None) for proposal in proposals]
+        self.editor.commit(self.view, applied)
+        return applied
+
+    def _apply(self, proposals: Iterable[Any], *, measure: bool) -> list[Applied]:
+        applied = []
+        for proposal in proposals:
+            if not _finite(proposal.update):
+                raise NumericalError(
+                    f"the update of {proposal.module} at step {self._next} is not finite: lower the learning rate"
+                )
+            applied.append(Applied(proposal, self._weights.apply(proposal.module, proposal.update, measure=measure)))
+        return applied
+
+    def _measures(self, step: int) -> bool:
+        """Whether some recorder wants to know what the weights really received at this step."""
+        return any(
+            "realised_ratio" in recorder.columns.get("updates", {}) and recorder.schedule(step, len(self.plan))
+            for recorder in self.recorders
+        )
+
+    def _question(self, tx: Any, batch: EditBatch, target_step: int) -> None:
+        evaluate = self._evaluate(target_step, self._target_steps)
+        snapshot = self._snapshot(target_step, self._target_steps)
+        if not (evaluate or snapshot):
+            return
+        view = SnapshotView(
+            step=batch.index,
+            total=len(self.plan),
+            evaluate=evaluate,
+            snapshot=snapshot,
+            edits_done=self.target[: (target_step + 1) * self.spec.edits_per_step],
+            new_edits=batch.edits,
+            view=self.view,
+        )
+        for recorder in self.recorders:
+            self._store(tx, recorder.on_snapshot(view))
+
+    def _target_index(self, batch: EditBatch) -> int | None:
+        if batch.phase != "target":
+            return None
+        return sum(other.phase == "target" for other in self.plan[: batch.index])
+
+    def _store(self, tx: Any, items: Iterable[Item]) -> None:
+        immediate = []
+        for item in items:
+            if isinstance(item, Array):
+                tx.array(item.name, item.step, item.data)
+                continue
+            tx.row(item.table, dict(item.key), dict(item.values))
+            if item.table == "edits" and item.values.get("immediate") is not None:
+                immediate.append(float(item.values["immediate"]))
+        if immediate:
+            self._efficacy = sum(immediate) / len(immediate)
+
+    def _checkpoint(self, tx: Any, step: int) -> None:
+        tensors: dict[str, Tensor] = {f"weights/{k}": v for k, v in self._weights.state_dict().items()}
+        editor_tensors, editor_meta = self.editor.state_dict()
+        tensors |= {f"editor/{k}": v for k, v in editor_tensors.items()}
+        meta: dict[str, Any] = {
+            "step": step,
+            "ended": self._ended,
+            "editor": editor_meta,
+            "initial_norms": self.view.initial_norms,
+            "recorders": {},
+        }
+        for recorder in self.recorders:
+            own, own_meta = recorder.state_dict()
+            tensors |= {f"recorder/{recorder.name}/{k}": v for k, v in own.items()}
+            meta["recorders"][recorder.name] = own_meta
+        # What the end changes must not share a folder with the last step: a kill between the two would apply it twice.
+        folder = f"state/step-{step + 1 + self._ended:08d}"
+        save_state(self._writer.path / folder, tensors, meta=meta)
+        tx.checkpoint(step, folder)
+
+    def _restore(self) -> None:
+        pointer = self._writer.checkpoint()
+        if pointer is None:
+            self._writer.truncate_after(-2)
+            return
+        step, folder = pointer
+        tensors, meta = load_state(folder)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self._writer.truncate_after(step)
+        self._weights.load_state_dict(part("weights/"))
+        self.view.set_initial_norms(meta["initial_norms"])
+        self.editor.load_state_dict(part("editor/"), meta["editor"])
+        for recorder in self.recorders:
+            recorder.load_state_dict(part(f"recorder/{recorder.name}/"), meta["recorders"][recorder.name])
+        self._next = step + 1
+        self._started, self._ended = True, bool(meta["ended"])
+
+
+def _step_rows(record: StepRecord, target_step: int | None, written: bool, dropped: int) -> list[Row]:
+    values = asdict(record)
+    key = {"step": values.pop("step")}
+    timings = {name: values.pop(name) for name in LOOP_COLUMNS["timings"]}
+    extra = {"target_step": target_step, "written": int(written), "dropped_rows": dropped}
+    return [Row("steps", key, {**values, **extra}), Row("timings", key, timings)]
+
+
+def _extra_row(step: int, proposal: Proposal) -> Row:
+    return Row("updates", {"step": step, "module": proposal.module}, dict(proposal.extra))
+
+
+def _finite(update: Update) -> bool:
+    parts = (update.left, update.right) if isinstance(update, LowRank) else (update.matrix,)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+def _rows(captures: Mapping[str, Capture]) -> int:
+    return max((capture.rows for capture in captures.values()), default=0)
+
+
+def _loss(captures: Mapping[str, Capture]) -> float:
+    return next((capture.loss for capture in captures.values()), float("nan"))
+
+
+def run(spec: Spec, path: str | Path, *, progress: bool = True) -> Run:
+    """Carry out a spec in a new run directory; see `Session`."""
+    return Session.create(spec, Path(path), progress=progress).run()
+
+
+def resume(path: str | Path, *, progress: bool = True) -> Run:
+    """Continue an interrupted run; see `Session.resume`."""
+    return Session.resume(Path(path), progress=progress).run()

@@ -1,0 +1,1 @@
+"""What an edited model still knows: teacher-forced metrics, hidden states, and general capability."""

@@ -1,0 +1,204 @@
+"""The visuals: each takes a DataFrame and an axes, draws, and returns the axes. Nothing here computes a statistic.
+
+Every editor has one look (`LOOKS`) in every figure: a colour from the Okabe-Ito palette, a marker and a line style, so that
+curves stay apart for colour-blind readers and on a grey printer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse as EllipsePatch
+from matplotlib.patches import Patch
+
+from stablediag.stats.embed import covariance_ellipse
+
+STYLE = Path(__file__).with_name("style.mplstyle")
+#: figure widths of a two-column paper, inches
+WIDTHS = {"single": 3.35, "double": 6.9}
+GREY = "#8a8a8a"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one arm appears everywhere: label, colour, marker, line style."""
+
+    label: str
+    color: str
+    marker: str
+    line: Any
+
+
+#: arm -> look; the order is the order of legends and tables
+LOOKS: dict[str, Look] = {
+    "unedited": Look("unedited model", "#000000", "|", (0, (1, 1))),
+    "stableedit": Look("StableEdit", "#0072B2", "o", "-"),
+    "no_warmup": Look("no warm-up", "#56B4E9", "s", (0, (6, 1.5))),
+    "stats_only_warmup": Look("statistics-only warm-up", "#3B528B", "P", (0, (6, 1.5, 1, 1.5))),
+    "no_whitening": Look("no whitening", "#E69F00", "D", (0, (4, 1, 1, 1, 1, 1))),
+    "no_h_norm": Look("no key norm", "#B8A000", "v", (0, (3, 1))),
+    "ultraedit": Look("ULTRAEDIT", "#D55E00", "^", (0, (4, 1.5))),
+    "no_ln": Look("no LN, same rate", "#000000", "x", (0, (1, 1.2))),
+    "ultraedit_no_ln": Look("ULTRAEDIT without LN, same rate", "#6B6B6B", "+", (0, (1, 2.5))),
+    "no_ln_first": Look("no LN, norm matched at step 1", "#CC79A7", "*", (0, (5, 1, 1, 1))),
+    "no_ln_every": Look("no LN, norm matched every step", "#009E73", "X", (0, (2, 1))),
+    "stationary": Look("noise: constant covariance", "#4D4D4D", "", (0, (3, 1.5))),
+    "isotropic": Look("noise: Marchenko-Pastur", "#9A9A9A", "", (0, (1, 1))),
+}
+
+
+def look(arm: str) -> Look:
+    """The look of an arm; unknown arms share a neutral one under their own name."""
+    return LOOKS.get(arm, Look(arm, GREY, ".", "-"))
+
+
+def ordered(arms: Sequence[str]) -> list[str]:
+    """Distinct arms in the order of `LOOKS`, unknown ones last."""
+    ranks = {arm: i for i, arm in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(arms), key=lambda arm: ranks.get(arm, len(ranks)))
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib settings of this project, for the duration of a block."""
+    with mpl.rc_context(), mpl.style.context(STYLE):
+        yield
+
+
+def canvas(
+    rows: int, columns: int, *, width: Literal["single", "double"] = "double", height: float
+) -> tuple[Figure, np.ndarray]:
+    """An empty figure of one of the two paper widths, and its axes as an array [rows, columns]; not known to pyplot."""
+    figure = Figure(figsize=(WIDTHS[width], height), layout="constrained")
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+
+
+def band_lines(
+    frame: pd.DataFrame,
+    ax: Axes,
+    *,
+    x: str,
+    by: str = "arm",
+    mean: str = "mean",
+    low: str = "min",
+    high: str = "max",
+    markers: int = 7,
+) -> Axes:
+    """One line per arm with a translucent band.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns `x`, `by`, `mean`, `low`, `high`; where a band is missing only the line is drawn.
+    markers : int
+        About how many markers a line gets.
+    """
+    for arm in ordered(frame[by].tolist()):
+        curve = frame[frame[by] == arm].sort_values(x)
+        style_of = look(arm)
+        spacing = max(1, len(curve) // markers)
+        ax.plot(
+            curve[x],
+            curve[mean],
+            color=style_of.color,
+            linestyle=style_of.line,
+            marker=style_of.marker or None,
+            markevery=spacing,
+            label=style_of.label,
+            zorder=3,
+        )
+        if low in curve and high in curve and (curve["n"] if "n" in curve else pd.Series([2])).max() > 1:
+            ax.fill_between(curve[x], curve[low], curve[high], color=style_of.color, alpha=0.18, linewidth=0, zorder=2)
+    return ax
+
+
+def reference_band(frame: pd.DataFrame, ax: Axes, *, x: str, low: str = "low", high: str = "high") -> Axes:
+    """A grey area behind everything: where a null model puts the curves."""
+    ordered_frame = frame.sort_values(x)
+    ax.fill_between(ordered_frame[x], ordered_frame[low], ordered_frame[high], color="0.88", linewidth=0, zorder=0)
+    return ax
+
+
+def clouds(frame: pd.DataFrame, ax: Axes, *, arm: str, x: str = "x", y: str = "y", cloud: str = "cloud") -> Axes:
+    """Planar clouds before (grey) and after (the arm's colour), each with its 95 % ellipse.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns `x`, `y` and `cloud` with the values ``before`` and ``after``.
+    """
+    looks = {"before": (GREY, ".", (0, (2, 1))), "after": (look(arm).color, ".", "-")}
+    for name, (color, marker, line) in looks.items():
+        points = frame[frame[cloud] == name]
+        if not len(points):
+            continue
+        ax.scatter(
+            points[x], points[y], s=3, color=color, marker=marker, alpha=0.35, linewidths=0, zorder=2, rasterized=True
+        )
+        if len(points) > 2:
+            e = covariance_ellipse(points[[x, y]].to_numpy())
+            patch = EllipsePatch(
+                (e.x, e.y), e.width, e.height, angle=e.angle, fill=False, edgecolor=color, linestyle=line
+            )
+            patch.set_linewidth(1.2)
+            patch.set_zorder(4)
+            ax.add_patch(patch)
+    ax.autoscale_view()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    return ax
+
+
+def dots(
+    frame: pd.DataFrame, ax: Axes, *, by: str = "arm", mean: str = "mean", low: str = "low", high: str = "high"
+) -> Axes:
+    """One row per arm, top to bottom in the order of `LOOKS`: a marker at the mean and its interval as a bar."""
+    arms = ordered(frame[by].tolist())
+    for row, arm in enumerate(arms):
+        style_of = look(arm)
+        for _, point in frame[frame[by] == arm].iterrows():
+            if not np.isnan(point[low]):
+                ax.plot([point[low], point[high]], [row, row], color=style_of.color, linewidth=1.0, zorder=2)
+            ax.plot([point[mean]], [row], color=style_of.color, marker=style_of.marker or "o", markersize=4, zorder=3)
+    ax.set_yticks(range(len(arms)), [look(arm).label for arm in arms])
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def handles(arms: Sequence[str]) -> list[Line2D]:
+    """Legend entries of arms, in the order of `LOOKS`."""
+    return [
+        Line2D([], [], color=look(a).color, linestyle=look(a).line, marker=look(a).marker or None, label=look(a).label)
+        for a in ordered(arms)
+    ]
+
+
+def area_handle(label: str) -> Patch:
+    """Legend entry of a `reference_band`."""
+    return Patch(facecolor="0.88", label=label)
+
+
+def legend_below(figure: Figure, entries: Sequence[Any], *, columns: int = 4) -> Figure:
+    """One legend for the whole figure, under it and outside every axes, so that it can cover nothing."""
+    figure.legend(
+        handles=list(entries), loc="outside lower center", ncols=min(columns, len(entries)), columnspacing=1.4
+    )
+    return figure
+
+
+def panel_letters(axes: np.ndarray) -> None:
+    """(a), (b), ... in front of the titles, row by row."""
+    for letter, ax in zip("abcdefghijklmnop", axes.flat, strict=False):
+        ax.set_title(f"({letter}) {ax.get_title()}")

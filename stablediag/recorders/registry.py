@@ -1,0 +1,223 @@
+"""Recorders by name, presets, and schedules as a spec writes them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+from stablediag.errors import SpecError
+from stablediag.recorders.base import (
+    Recorder,
+    Schedule,
+    SqlType,
+    any_of,
+    at,
+    at_end,
+    every,
+    first,
+    log_spaced,
+    never,
+)
+from stablediag.recorders.hidden import HiddenStates
+from stablediag.recorders.quality import Quality
+from stablediag.recorders.tracking import Conditioning, DriftSurrogates, WhitenedNorm
+from stablediag.recorders.updates import AdjacentCosine, RealisedUpdate, UpdateNorm
+from stablediag.spec import EvaluationSpec, RecorderSpec, ScheduleSpec, SnapshotSpec, Spec, lookup_error
+from stablediag.testbed import snapshot_probes
+from stablediag.types import Edit
+
+#: name -> class of the recorders of this package
+RECORDERS: Mapping[str, type[Any]] = {
+    "update_norm": UpdateNorm,
+    "adjacent_cosine": AdjacentCosine,
+    "realised_update": RealisedUpdate,
+    "conditioning": Conditioning,
+    "drift_surrogates": DriftSurrogates,
+    "whitened_norm": WhitenedNorm,
+    "quality": Quality,
+    "hidden_states": HiddenStates,
+}
+#: parameters that a spec may give, with their types; the rest comes from the spec's other sections
+PARAMS: Mapping[str, Mapping[str, type]] = {
+    "adjacent_cosine": {"reset_after_warmup": bool},
+    "quality": {"immediate_every": int},
+}
+#: recorders whose moments are those of another section of the spec
+SECTIONS = {"quality": "evaluation.schedule", "hidden_states": "snapshots.schedule"}
+#: recorders that must see every step; a schedule thins their rows instead
+EVERY_STEP = {"adjacent_cosine": "report"}
+
+#: preset -> recorder names, without those that a section of the spec switches on
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "light": ("update_norm", "adjacent_cosine", "realised_update"),
+    "standard": (
+        "update_norm",
+        "adjacent_cosine",
+        "realised_update",
+        "conditioning",
+        "drift_surrogates",
+        "whitened_norm",
+    ),
+}
+#: how often the presets measure the realised update, which costs a copy of the weight
+REALISED: Mapping[str, Schedule] = {"light": every(10), "standard": log_spaced(40)}
+
+#: key columns of the tables that recorders write
+TABLE_KEYS: Mapping[str, Mapping[str, SqlType]] = {
+    "updates": {"step": "INTEGER", "module": "TEXT"},
+    "tracking": {"step": "INTEGER", "module": "TEXT"},
+    "quality": {"step": "INTEGER", "metric": "TEXT", "kind": "TEXT"},
+    "edits": {"position": "INTEGER"},
+}
+
+_TERMS: Mapping[str, Callable[[int], Schedule]] = {
+    "every": every,
+    "log": log_spaced,
+    "at": lambda step: at([step]),
+    "first": first,
+    "end": lambda _: at_end(),
+}
+
+
+def schedule_from(spec: ScheduleSpec) -> Schedule:
+    """The predicate that a spec's schedule describes: the union of its terms, never without any."""
+    terms = [_TERMS[kind](value) for kind, value in spec.terms]
+    if not terms:
+        return never()
+    return terms[0] if len(terms) == 1 else any_of(terms)
+
+
+def build_recorders(spec: Spec, stream: Sequence[Edit]) -> list[Recorder]:
+    """The recorders of a run.
+
+    `spec.recorders` is a preset or a list. The recorder `quality` joins them when `evaluation.schedule` is not "never",
+    and `hidden_states` when `snapshots.schedule` is not; preset "none" leaves immediate success out.
+
+    Parameters
+    ----------
+    spec : Spec
+        The run's spec.
+    stream : sequence of Edit
+        Its target stream: where prompts for snapshots come from when it is not the testbed's.
+
+    Returns
+    -------
+    list of Recorder
+        Fresh ones, each name once.
+
+    Raises
+    ------
+    SpecError
+        An unknown recorder or parameter, a recorder named twice, or snapshots without prompts.
+    """
+    preset = spec.recorders if isinstance(spec.recorders, str) else None
+    wanted = [RecorderSpec(name=name) for name in PRESETS[preset]] if preset else list(cast(Any, spec.recorders))
+    listed = [entry.name for entry in wanted]
+    if spec.evaluation.schedule.terms and "quality" not in listed:
+        params = {"immediate_every": 0} if preset == "none" else {}
+        wanted.append(RecorderSpec(name="quality", params=params))
+    if spec.snapshots.schedule.terms and "hidden_states" not in listed:
+        wanted.append(RecorderSpec(name="hidden_states"))
+    built: list[Recorder] = []
+    for entry in wanted:
+        recorder = _build(entry, spec, stream)
+        if preset is not None and preset in REALISED and entry.name == "realised_update":
+            recorder.schedule = REALISED[preset]
+        if any(recorder.name == other.name for other in built):
+            raise SpecError(f'recorders: "{recorder.name}" is named twice; join its schedules under one entry')
+        built.append(recorder)
+    recorder_columns(built)
+    return built
+
+
+def _build(entry: RecorderSpec, spec: Spec, stream: Sequence[Edit]) -> Recorder:
+    cls = _recorder_class(entry.name)
+    options = _checked(entry, cls)
+    if entry.schedule is not None:
+        if entry.name in SECTIONS:
+            raise SpecError(f'recorders: "{entry.name}" follows {SECTIONS[entry.name]}; set that, not its schedule')
+        options[EVERY_STEP.get(entry.name, "schedule")] = schedule_from(entry.schedule)
+    if entry.name == "quality":
+        options |= _quality_options(spec.evaluation, spec.seed)
+    if entry.name == "hidden_states":
+        options |= {"prompts": snapshot_prompts(spec, stream), "token_budget": spec.evaluation.token_budget}
+    return cast(Recorder, cls(**options))
+
+
+def _recorder_class(name: str) -> type[Any]:
+    if name in RECORDERS:
+        return RECORDERS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise SpecError(f"recorders: {lookup_error('recorder', name, RECORDERS)}, or give package.module:Class")
+    try:
+        return cast(type[Any], getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f'recorders: "{name}" cannot be imported ({error}); check the installation') from None
+
+
+def _checked(entry: RecorderSpec, cls: type[Any]) -> dict[str, Any]:
+    """The entry's parameters, known and of the right type. A third party's class is asked for its field names only."""
+    own = entry.name in RECORDERS
+    known: Mapping[str, type] = PARAMS.get(entry.name, {})
+    if not own and is_dataclass(cls):
+        known = {field.name: object for field in fields(cls) if field.init and field.name != "schedule"}
+    for key, value in entry.params.items():
+        if key not in known:
+            raise SpecError(f"recorders.{entry.name}: {lookup_error('parameter', key, known)}")
+        # bool is an int to Python, but "immediate_every: true" is a mistake.
+        if not isinstance(value, known[key]) or (known[key] is int and isinstance(value, bool)):
+            raise SpecError(f"recorders.{entry.name}: {key} must be of type {known[key].__name__}, not {value!r}")
+    return dict(entry.params)
+
+
+def _quality_options(evaluation: EvaluationSpec, seed: int) -> dict[str, Any]:
+    return {
+        "probes": tuple(evaluation.probes),
+        "subsample": evaluation.subsample,
+        "seed": seed,
+        "capability": evaluation.capability,
+        "token_budget": evaluation.token_budget,
+    }
+
+
+def snapshot_prompts(spec: Spec, stream: Sequence[Edit]) -> tuple[str, ...]:
+    """Prompts for hidden states: the testbed's own, else the distinct locality prompts of the stream, in its order.
+
+    Raises
+    ------
+    SpecError
+        The stream has no locality prompts.
+    """
+    snapshots: SnapshotSpec = spec.snapshots
+    if spec.data.source == "testbed":
+        return tuple(probe.prompt for probe in snapshot_probes(snapshots.prompts))
+    prompts = tuple(dict.fromkeys(probe.prompt for edit in stream for probe in edit.locality))[: snapshots.prompts]
+    if not prompts:
+        raise SpecError('snapshots: the stream has no locality prompts to take hidden states of; set schedule: never')
+    return prompts
+
+
+def recorder_columns(recorders: Sequence[Recorder]) -> dict[str, dict[str, SqlType]]:
+    """The columns of all recorders, by table.
+
+    Raises
+    ------
+    SpecError
+        Two recorders declare the same column.
+    """
+    merged: dict[str, dict[str, SqlType]] = {}
+    owner: dict[tuple[str, str], str] = {}
+    for recorder in recorders:
+        for table, columns in recorder.columns.items():
+            for column, kind in columns.items():
+                other = owner.setdefault((table, column), recorder.name)
+                if other != recorder.name:
+                    raise SpecError(
+                        f'recorders: "{other}" and "{recorder.name}" both fill {table}.{column}; leave one of them out'
+                    )
+                merged.setdefault(table, {})[column] = kind
+    return merged

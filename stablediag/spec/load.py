@@ -1,0 +1,176 @@
+"""Reading spec files: YAML, overrides and `vary`, with errors of one line."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stablediag.errors import SpecError
+from stablediag.spec.models import Spec
+from stablediag.spec.problems import lookup_error, one_line
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read one spec file.
+
+    Parameters
+    ----------
+    path : path
+        A YAML file. `vary` is accepted when it leaves exactly one combination; see :func:`load_many`.
+    overrides : sequence of str
+        ``"data.size=100"``: dotted path and a value in YAML; they win over the file, and over its `vary`.
+
+    Raises
+    ------
+    SpecError
+        One line: the file or the override, the key, and what to do.
+    """
+    specs = load_many(path, overrides)
+    if len(specs) > 1:
+        raise SpecError(f"{path}: vary gives {len(specs)} specs, one is wanted; fix the varied keys with overrides")
+    return specs[0]
+
+
+def load_many(path: str | Path, overrides: Sequence[str] = ()) -> list[Spec]:
+    """Read a spec file and expand `vary` (dotted path -> list of values) into the product of its lists.
+
+    The last key varies fastest. The name of each spec is the file's `name` (or its stem) followed by the varied values.
+
+    Raises
+    ------
+    SpecError
+    """
+    raw, varied, given = _read(Path(path), overrides)
+    specs: list[Spec] = []
+    seen: dict[str, str] = {}
+    for values in itertools.product(*varied.values()):
+        tree = copy.deepcopy(raw)
+        for dotted, value in zip(varied, values, strict=True):
+            _assign(tree, dotted, copy.deepcopy(value), f"{path}: vary")
+        if values:
+            tree["name"] = "-".join([str(tree["name"]), *_labels(varied, values)])
+        try:
+            spec = Spec.model_validate(tree)
+        except ValidationError as error:
+            raise SpecError(one_line(error, Spec, str(path), given)) from None
+        try:
+            digest = spec.digest()
+        except SpecError as error:
+            raise SpecError(f"{path}: {str(error).removeprefix('spec: ')}") from None
+        if digest in seen:
+            raise SpecError(f"{path}: vary gives the same spec twice ({seen[digest]} and {spec.name}); drop one value")
+        seen[digest] = spec.name
+        specs.append(spec)
+    return specs
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, str]]:
+    """File and overrides as (tree without `vary`, varied lists, overrides by dotted path)."""
+    tree = _parse_file(path)
+    varied = tree.pop("vary", None)
+    varied = {} if varied is None else varied
+    if not isinstance(varied, dict):
+        raise SpecError(f"{path}: vary: expected a mapping, dotted path to list of values, got {type(varied).__name__}")
+    given: dict[str, str] = {}
+    for text in overrides:
+        dotted, value = _parse_override(text)
+        if dotted.startswith("vary."):
+            varied[dotted.removeprefix("vary.")] = value
+            continue
+        varied.pop(dotted, None)
+        _assign(tree, dotted, value, f'override "{text}"')
+        given[dotted] = f'override "{text}"'
+    for dotted, values in varied.items():
+        if not isinstance(dotted, str) or not isinstance(values, list) or not values:
+            raise SpecError(f'{path}: vary: "{dotted}" must be a dotted path with a list of one or more values')
+        if dotted.split(".")[0] not in Spec.model_fields:
+            raise SpecError(f"{path}: vary: {lookup_error('key', dotted.split('.')[0], Spec.model_fields)}")
+    tree.setdefault("name", path.stem)
+    return tree, varied, given
+
+
+def _labels(varied: Mapping[str, Any], values: Sequence[Any]) -> Iterator[str]:
+    last = [dotted.rsplit(".", 1)[-1] for dotted in varied]
+    for dotted, short, value in zip(varied, last, values, strict=True):
+        key = short if last.count(short) == 1 else dotted
+        text = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
+        yield re.sub(r"[^\w.=+-]+", "_", f"{key}={text}").strip("_")
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for depth, key in enumerate(parents):
+        below = node.get(key)
+        if isinstance(below, str) and depth == 0 and key in ("model", "editor"):
+            below = {"path" if key == "model" else "name": below}
+        elif below is None:
+            below = {}
+        if not isinstance(below, dict):
+            at = ".".join(parents[: depth + 1])
+            raise SpecError(f'{where}: "{at}" is not a mapping; nothing can be set inside it')
+        node[key] = below
+        node = below
+    node[leaf] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-6 as a number (YAML 1.1 wants a dot and a sign) and refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'key "{key.value}" is given twice', key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = " ".join((error.problem or "cannot be read").split())
+        raise SpecError(f"{where}{line}: not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such spec file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecError(f"{path}: cannot be read: {reason}") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        found = "an empty file" if tree is None else type(tree).__name__
+        raise SpecError(f"{path}: expected a mapping of keys such as model, data and editor, got {found}")
+    return tree
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    dotted, equals, value = text.partition("=")
+    dotted = dotted.strip()
+    if not equals or not all(dotted.split(".")):
+        raise SpecError(f'override "{text}": expected key=value, such as data.size=100')
+    return dotted, _parse_yaml(value, f'override "{text}"')

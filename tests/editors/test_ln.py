@@ -1,0 +1,224 @@
+"""The LN editor against a twin that pools all rows at once and solves the dense primal problem, switch by switch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stablediag.editors.base import Applied, editor_class, resolve_params
+from stablediag.editors.ln import PRESETS, LNEditor, LNParams
+from stablediag.errors import NumericalError, SpecError
+from stablediag.models import ResolvedModule
+from stablediag.types import Capture, Edit, EditBatch
+
+D_IN, D_OUT, ROWS = 9, 5, 8
+NAMES = ("a", "b")
+
+
+def make_modules():
+    return {name: ResolvedModule(name, torch.nn.Linear(D_IN, D_OUT, bias=False), "linear", D_IN, D_OUT) for name in NAMES}
+
+
+def make_captures(step, *, rows=ROWS, scale=1.0):
+    generator = torch.Generator().manual_seed(step)
+    captures = {}
+    for i, name in enumerate(NAMES):
+        captures[name] = Capture(
+            module=name,
+            keys=torch.randn(rows, D_IN, generator=generator, dtype=torch.float64) + 0.3 * i,
+            grads=scale * torch.randn(rows, D_OUT, generator=generator, dtype=torch.float64) + 0.2,
+            edit_ids=torch.arange(rows),
+            block_ids=torch.arange(rows) // 4,
+            positions=torch.zeros(rows, dtype=torch.int64),
+            weights=torch.ones(rows),
+            outputs=None,
+            loss=1.0,
+        )
+    return captures
+
+
+def batch(index, phase="target"):
+    return EditBatch(index, phase, tuple(Edit(f"{index}:{i}", "p", "t") for i in range(ROWS)))
+
+
+def run_step(editor, index, captures, phase="target"):
+    proposals = list(editor.step(None, batch(index, phase), captures))
+    editor.commit(None, [Applied(p, None) for p in proposals])
+    return {p.module: p.update.dense() for p in proposals}
+
+
+def twin(history, captures, params: LNParams, name):
+    """Dense update of one module from all rows seen so far, by definition; `history` includes this step or not."""
+    members = NAMES if params.stats_scope == "shape" else (name,)
+    keys = torch.cat([h[m].keys for h in history for m in members])
+    grads = torch.cat([h[m].grads for h in history for m in members])
+    n, d = grads.shape
+    mean, centred = grads.mean(0), grads - grads.mean(0)
+    scatter = centred.T @ centred
+    if params.prior_kind == "absolute":
+        scatter = scatter + params.prior * torch.eye(d, dtype=torch.float64)
+    if params.prior_kind == "relative":
+        first = torch.cat([history[0][m].grads for m in members])
+        first = first - first.mean(0)
+        scatter = scatter + params.prior * first.pow(2).sum() / d * torch.eye(d, dtype=torch.float64)
+    h, v = captures[name].keys, captures[name].grads
+    if params.normaliser == "full" and n > d + 1:
+        sigma = scatter / (n - d - 1)
+        sigma = (1 - params.shrinkage) * sigma + params.shrinkage * sigma.trace() / d * torch.eye(d, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(sigma)
+        floor = {"none": 0.0, "absolute": params.floor, "relative": params.floor * sigma.trace() / d}[params.floor_kind]
+        v = (v - mean) @ vectors @ torch.diag(values.clamp_min(floor).rsqrt()) @ vectors.T
+    elif params.normaliser in ("full", "diagonal"):
+        v = (v - mean) / centred.pow(2).sum(0).div(n - 1).sqrt()
+    elif params.normaliser == "scalar":
+        v = (v - mean) / (centred.pow(2).sum() / (d * (n - 1))).sqrt()
+    elif params.normaliser == "center":
+        v = v - mean
+    c = torch.ones(len(h), dtype=torch.float64)
+    if params.coefficient == "standardised":
+        c = ((h - keys.mean(0)) / keys.std(0)).pow(2).sum(1)
+    elif params.coefficient == "raw":
+        c = h.pow(2).sum(1)
+    target = -params.lr * c[:, None] * v
+    return torch.linalg.solve(h.T @ h + params.ridge * torch.eye(D_IN, dtype=torch.float64), h.T @ target)
+
+
+SWITCHES = [
+    {},
+    {"stats_scope": "shape"},
+    {"stats_order": "before"},
+    {"normaliser": "diagonal"},
+    {"normaliser": "scalar"},
+    {"normaliser": "center"},
+    {"normaliser": "none"},
+    {"normaliser": "none", "coefficient": "raw"},
+    {"coefficient": "none"},
+    {"prior_kind": "none"},
+    {"prior_kind": "absolute", "prior": 0.7},
+    {"floor_kind": "absolute", "floor": 0.9},
+    {"floor_kind": "relative", "floor": 0.8},
+    {"floor_kind": "none"},
+    {"shrinkage": 0.4},
+    {"ridge": 0.5},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=[", ".join(f"{k}={v}" for k, v in s.items()) or "paper" for s in SWITCHES])
+def test_every_switch_against_the_pooled_twin(switch):
+    params = LNParams(lr=0.01, **switch)
+    editor = LNEditor(params, make_modules())
+    history = []
+    for index in range(6):
+        captures = make_captures(index)
+        got = run_step(editor, index, captures)
+        used = [*history, captures] if params.stats_order == "after" or not history else history
+        for name in NAMES:
+            torch.testing.assert_close(got[name], twin(used, captures, params, name), rtol=1e-9, atol=1e-12)
+        history.append(captures)
+
+
+@pytest.mark.parametrize("switch", [s for s in SWITCHES if s not in ({}, {"prior_kind": "none"}, {"floor_kind": "none"})])
+def test_every_switch_changes_the_update(switch):
+    """A switch that is read by nobody would pass the twin of its default."""
+    plain, other = (LNEditor(LNParams(lr=0.01, **s), make_modules()) for s in ({}, switch))
+    for index in range(4):
+        a, b = (run_step(editor, index, make_captures(index)) for editor in (plain, other))
+    assert (a["a"] - b["a"]).norm() > 1e-4 * a["a"].norm()
+
+
+def test_warmup_normalisation_is_a_switch():
+    same, diagonal, plain = (
+        LNEditor(LNParams(lr=0.01, **s), make_modules())
+        for s in ({}, {"warmup_norm": "diagonal"}, {"normaliser": "diagonal"})
+    )
+    for index in range(3):
+        a, b, c = (run_step(editor, index, make_captures(index), "warmup")["a"] for editor in (same, diagonal, plain))
+    torch.testing.assert_close(b, c)
+    assert (a - b).norm() > 1e-3 * a.norm()
+    a, b = (run_step(editor, 3, make_captures(3))["a"] for editor in (same, diagonal))
+    torch.testing.assert_close(a, b)
+
+
+def test_statistics_do_not_exist_yet():
+    modules = make_modules()
+    few = make_captures(0, rows=D_OUT)
+    with pytest.raises(NumericalError, match=r"nu"):
+        list(LNEditor(LNParams(lr=0.01, pre_threshold="error"), modules).step(None, batch(0), few))
+    shrunk = next(LNEditor(LNParams(lr=0.01, pre_threshold="shrink"), modules).step(None, batch(0), few))
+    diagonal = next(LNEditor(LNParams(lr=0.01), modules).step(None, batch(0), few))
+    assert diagonal.whitener.kind == "diagonal"
+    assert (shrunk.update.dense() - diagonal.update.dense()).norm() > 1e-6
+
+
+def test_forgetting_tracks_a_jump_faster():
+    keep, forget = (LNEditor(LNParams(lr=0.01, forget=rho), make_modules()) for rho in (1.0, 0.5))
+    for index in range(10):
+        for editor in (keep, forget):
+            captures = make_captures(index)
+            for capture in captures.values():
+                capture.grads.add_(5.0 if index >= 5 else 0.0)
+            run_step(editor, index, captures)
+    wanted = 5.2
+    errors = [abs(float(editor.statistics("a").grads.mean.mean()) - wanted) for editor in (keep, forget)]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_a_step_that_is_not_committed_leaves_no_trace():
+    touched, clean = (LNEditor(LNParams(lr=0.01), make_modules()) for _ in range(2))
+    for editor in (touched, clean):
+        run_step(editor, 0, make_captures(0))
+    list(touched.step(None, batch(1), make_captures(99, scale=50.0)))
+    a, b = (run_step(editor, 1, make_captures(1))["a"] for editor in (touched, clean))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("switch", [{}, {"stats_scope": "shape"}, {"normaliser": "diagonal", "block_var": "sample"}])
+def test_state_round_trip_continues_bit_for_bit(switch):
+    editor = LNEditor(LNParams(lr=0.01, **switch), make_modules())
+    for index in range(3):
+        run_step(editor, index, make_captures(index))
+    twin_editor = LNEditor(LNParams(lr=0.02, **switch), make_modules())
+    tensors, meta = editor.state_dict()
+    twin_editor.load_state_dict({k: v.clone() for k, v in tensors.items()}, meta)
+    for index in range(3, 5):
+        a, b = (run_step(e, index, make_captures(index)) for e in (editor, twin_editor))
+        assert all(torch.equal(a[name], b[name]) for name in NAMES)
+
+
+def test_matched_norms_equal_the_reference():
+    reference = {(index, name): 0.5 + index + (name == "b") for index in range(4) for name in NAMES}
+    every = LNEditor(LNParams(lr=1.0, normaliser="none", match={"run": "x", "mode": "every"}), make_modules())
+    first = LNEditor(LNParams(lr=1.0, normaliser="none", match={"run": "x", "mode": "first"}), make_modules())
+    for editor in (every, first):
+        editor.reference = reference
+    for index in range(4):
+        a, b = (run_step(editor, index, make_captures(index)) for editor in (every, first))
+        for name in NAMES:
+            assert float(a[name].norm()) == pytest.approx(reference[index, name])
+            if index == 0:
+                assert float(b[name].norm()) == pytest.approx(reference[0, name])
+    assert float(b["a"].norm()) != pytest.approx(reference[3, "a"], rel=0.05)
+    with pytest.raises(NumericalError, match="no reference norm for step 9"):
+        run_step(every, 9, make_captures(9))
+
+
+def test_presets_are_valid_and_named_in_one_place():
+    for name in PRESETS:
+        assert resolve_params("ln", name, {"lr": 0.1}).lr == 0.1
+    with pytest.raises(SpecError, match="unknown preset 'papr'"):
+        resolve_params("ln", "papr", {})
+    with pytest.raises(SpecError, match="ridge"):
+        resolve_params("ln", None, {"rigde": 1})
+    with pytest.raises(SpecError, match="unknown editor"):
+        editor_class("nothing")
+
+
+def test_sample_variance_is_counted_per_minibatch_and_module():
+    editor = LNEditor(LNParams(lr=0.01, normaliser="diagonal", block_var="sample", stats_scope="shape"), make_modules())
+    captures = make_captures(0)
+    run_step(editor, 0, captures)
+    blocks = [captures[name].grads[captures[name].block_ids == b] for b in (0, 1) for name in NAMES]
+    rows = torch.cat(blocks)
+    within = sum(((x - x.mean(0)) ** 2).sum(0) for x in blocks)
+    total = ((rows - rows.mean(0)) ** 2).sum(0)
+    torch.testing.assert_close(editor.statistics(f"shape:{D_IN}x{D_OUT}").grads.scale, total + within / 3)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from stablediag.errors import SpecError
+from stablediag.recorders.base import BaseRecorder, Recorder
+from stablediag.recorders.registry import (
+    PRESETS,
+    RECORDERS,
+    TABLE_KEYS,
+    build_recorders,
+    recorder_columns,
+    schedule_from,
+    snapshot_prompts,
+)
+from stablediag.spec import ScheduleSpec, Spec
+from stablediag.types import Edit, Probe
+
+STREAM = [Edit(f"e{i}", "p", "t", locality=(Probe(f"prompt {i // 2}", "a"),)) for i in range(6)]
+
+
+@dataclass
+class Mine(BaseRecorder):
+    """A third party's recorder, which fills a column of somebody else."""
+
+    power: float = 1.0
+    name = "mine"
+    columns: dict = field(default_factory=lambda: {"updates": {"norm": "REAL"}}, init=False)
+
+
+def spec(**sections):
+    return Spec.model_validate({"recorders": "none", "evaluation": {"schedule": "never"}} | sections)
+
+
+def names(built):
+    return [recorder.name for recorder in built]
+
+
+def due(schedule, total):
+    return [step for step in range(total) if schedule(step, total)]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("never", []),
+        ("end", [19]),
+        ({"every": 6}, [5, 11, 17, 19]),
+        ({"at": [0, 3]}, [0, 3]),
+        ({"first": 2}, [0, 1]),
+        ({"log": 3}, [0, 3, 19]),
+        ([{"first": 1}, {"at": [7]}, "end"], [0, 7, 19]),
+        ({"every": [7, 10]}, [6, 9, 13, 19]),
+    ],
+)
+def test_schedules_mean_what_they_say(written, expected):
+    assert due(schedule_from(ScheduleSpec.model_validate(written)), 20) == expected
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "standard"])
+def test_presets(preset):
+    built = build_recorders(spec(recorders=preset), STREAM)
+    assert names(built) == list(PRESETS[preset])
+    assert all(isinstance(recorder, Recorder) for recorder in built)
+
+
+def test_the_standard_preset_has_everything_that_is_not_a_section():
+    assert {*PRESETS["standard"], "quality", "hidden_states"} == set(RECORDERS)
+    for name, cls in RECORDERS.items():
+        assert cls.name == name
+
+
+def test_the_realised_update_is_measured_seldom():
+    light = {r.name: r for r in build_recorders(spec(recorders="light"), STREAM)}
+    assert due(light["realised_update"].schedule, 25) == [9, 19, 24]
+    standard = {r.name: r for r in build_recorders(spec(recorders="standard"), STREAM)}
+    assert len(due(standard["realised_update"].schedule, 1000)) < 45
+    assert due(standard["update_norm"].schedule, 5) == [0, 1, 2, 3, 4]
+
+
+def test_evaluation_and_snapshots_switch_their_recorders_on():
+    built = build_recorders(
+        spec(
+            recorders=["update_norm"],
+            evaluation={
+                "schedule": "end",
+                "subsample": 7,
+                "probes": ["efficacy"],
+                "capability": True,
+                "token_budget": 99,
+            },
+            snapshots={"schedule": "end", "prompts": 3},
+            seed=4,
+        ),
+        STREAM,
+    )
+    assert names(built) == ["update_norm", "quality", "hidden_states"]
+    quality, hidden = built[1:]
+    assert (quality.probes, quality.subsample, quality.seed, quality.token_budget) == (("efficacy",), 7, 4, 99)
+    assert quality.capability
+    assert quality.immediate_every == 1
+    assert len(hidden.prompts) == 3
+
+
+def test_a_run_without_recorders_measures_no_immediate_success():
+    (quality,) = build_recorders(spec(evaluation={"schedule": "end"}), STREAM)
+    assert quality.immediate_every == 0
+
+
+def test_entries_take_schedules_and_parameters():
+    adjacent = {"name": "adjacent_cosine", "schedule": {"every": 5}, "params": {"reset_after_warmup": False}}
+    quality = {"name": "quality", "params": {"immediate_every": 3}}
+    built = build_recorders(spec(recorders=[adjacent, {"name": "conditioning", "schedule": "end"}, quality]), STREAM)
+    assert names(built) == ["adjacent_cosine", "conditioning", "quality"]
+    # It must see every step to compare neighbours, so its schedule thins its rows.
+    assert due(built[0].schedule, 10) == list(range(10))
+    assert due(built[0].report, 10) == [4, 9]
+    assert not built[0].reset_after_warmup
+    assert due(built[1].schedule, 10) == [9]
+    assert built[2].immediate_every == 3
+
+
+@pytest.mark.parametrize(
+    ("recorders", "message"),
+    [
+        (["update_nrom"], 'unknown recorder "update_nrom"; nearest is "update_norm"'),
+        (["update_norm", "update_norm"], '"update_norm" is named twice'),
+        ([{"name": "quality", "params": {"imediate_every": 2}}], 'nearest is "immediate_every"'),
+        ([{"name": "quality", "params": {"immediate_every": True}}], "must be of type int, not True"),
+        ([{"name": "update_norm", "params": {"x": 1}}], 'unknown parameter "x"'),
+        ([{"name": "quality", "schedule": "end"}], "follows evaluation.schedule"),
+        ([{"name": "hidden_states", "schedule": "end"}], "follows snapshots.schedule"),
+        (["no.such.module:Thing"], "cannot be imported"),
+        (["update_norm", "tests.recorders.test_registry:Mine"], '"update_norm" and "mine" both fill updates.norm'),
+        ([{"name": "tests.recorders.test_registry:Mine", "params": {"pwer": 1}}], 'nearest is "power"'),
+    ],
+)
+def test_mistakes_are_named(recorders, message):
+    with pytest.raises(SpecError) as caught:
+        build_recorders(spec(recorders=recorders), STREAM)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_third_party_recorder_is_built():
+    (mine,) = build_recorders(
+        spec(recorders=[{"name": "tests.recorders.test_registry:Mine", "params": {"power": 2.0}, "schedule": "end"}]), STREAM
+    )
+    assert (mine.name, mine.power) == ("mine", 2.0)
+    assert due(mine.schedule, 4) == [3]
+
+
+def test_columns_are_merged_and_have_keys():
+    merged = recorder_columns([cls() for cls in RECORDERS.values()])
+    assert set(merged) == set(TABLE_KEYS)
+    assert merged["edits"] == {"edit_id": "TEXT", "step": "INTEGER", "immediate": "REAL", "retained": "REAL"}
+    assert {"norm", "cosine", "unchanged_fraction"} <= set(merged["updates"])
+    assert {"nu", "cov_shift", "whitened_index"} <= set(merged["tracking"])
+    for table, columns in merged.items():
+        assert not set(columns) & set(TABLE_KEYS[table])
+
+
+def test_snapshot_prompts_come_from_the_testbed_or_the_stream():
+    assert len(snapshot_prompts(spec(snapshots={"schedule": "end", "prompts": 5}), STREAM)) == 5
+    own = spec(data={"source": "edits.jsonl"}, snapshots={"schedule": "end", "prompts": 2})
+    assert snapshot_prompts(own, STREAM) == ("prompt 0", "prompt 1")
+    with pytest.raises(SpecError, match="no locality prompts"):
+        snapshot_prompts(own, [Edit("e", "p", "t")])
