@@ -130,16 +130,14 @@ def _figure(
     module = registry.module(name)
     inputs = output.inputs_hash(module, needs, root)
     found = output.sidecar(out, name)
+    done = "unchanged"
     if found is None or found.get("inputs") != inputs:
         began = time.perf_counter()
         frame = module.prepare([ArmRun(n.arm, n.setting, n.seed, Run.open(root / n.directory)) for n in needs])
         output.write(out, name, module, frame, module.verdicts(frame), needs, inputs=inputs, scale=scale.name)
-        _say(f"{name}: drawn in {time.perf_counter() - began:.1f} s")
+        done = f"drawn in {time.perf_counter() - began:.1f} s"
         found = output.sidecar(out, name)
-    else:
-        _say(f"{name}: unchanged")
-    for line in output.verdict_lines(found or {"verdicts": []}):
-        _say(f"  {line}")
+    _say(f"{name}: {done}; {output.headline(found or {'verdicts': []})}")
 
 
 def _say(text: str) -> None:

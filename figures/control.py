@@ -83,7 +83,7 @@ def with_ratio(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, *, ylabel: str, log_x: bool, floored: bool = False) -> Figure:
     """Above: measured and noise; below: their ratio. One column with and one without warm-up."""
-    figure, axes = plots.canvas(2, len(TITLES), height=4.2)
+    figure, axes = plots.canvas(2, len(TITLES), height=4.2, sharey="row")
     ratios = with_ratio(frame)
     for column, (arm, title) in enumerate(TITLES.items()):
         top, bottom = axes[0, column], axes[1, column]
@@ -101,12 +101,9 @@ def draw(frame: pd.DataFrame, *, ylabel: str, log_x: bool, floored: bool = False
         bottom.set_title(f"{title}, over noise")
         bottom.set_xlabel("target step")
         for ax in (top, bottom):
-            ax.set_yscale("log")
-            if log_x:
-                ax.set_xscale("log")
-        if column:
-            top.sharey(axes[0, 0])
-            bottom.sharey(axes[1, 0])
+            plots.log_axis(ax.xaxis) if log_x else plots.whole_steps(ax)
+    for row in axes:
+        plots.log_axis(row[0].yaxis)
     axes[0, 0].set_ylabel(ylabel)
     axes[1, 0].set_ylabel("measured / noise")
     plots.panel_letters(axes)

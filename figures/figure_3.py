@@ -89,13 +89,20 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _limits(frame: pd.DataFrame) -> list[tuple[float, float]]:
-    """The same window for every panel: all points and a margin for the ellipses."""
-    found = []
-    for axis in ("x", "y"):
-        low, high = float(frame[axis].min()), float(frame[axis].max())
-        margin = 0.12 * (high - low)
-        found.append((low - margin, high + margin))
-    return found
+    """The same window for every panel: it holds all points and all ellipses."""
+    low, high = [], []
+    for _, points in frame[frame["cloud"] != "numbers"].groupby(["setting", "arm"]):
+        e = embed.covariance_ellipse(points[["x", "y"]].to_numpy())
+        turn = np.radians(e.angle)
+        reach = np.hypot(
+            e.width / 2 * np.array([np.cos(turn), np.sin(turn)]), e.height / 2 * np.array([np.sin(turn), np.cos(turn)])
+        )
+        centre = np.array([e.x, e.y])
+        low += [centre - reach, points[["x", "y"]].to_numpy().min(axis=0)]
+        high += [centre + reach, points[["x", "y"]].to_numpy().max(axis=0)]
+    start, end = np.min(low, axis=0), np.max(high, axis=0)
+    margin = 0.03 * (end - start)
+    return [(float(start[i] - margin[i]), float(end[i] + margin[i])) for i in range(2)]
 
 
 def _two_lines(label: str) -> list[str]:

@@ -26,15 +26,17 @@ def prepare(runs: Sequence[ArmRun]) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Norms above, cosines below; one column per horizon."""
-    figure, axes = plots.canvas(2, 2, height=4.4)
+    figure, axes = plots.canvas(2, 2, height=4.4, sharey="row")
     for column, (setting, title) in enumerate(PANELS.items()):
         part = frame[frame["setting"] == setting]
         geometry.draw_norms(part, axes[0, column]).set_title(title)
         geometry.draw_cosines(part, axes[1, column]).set_title(title)
         axes[1, column].set_xlabel("target step")
+        plots.whole_steps(axes[0, column])
+        plots.whole_steps(axes[1, column])
     for row, text in enumerate(("update norm $\\|\\Delta_t\\|_F$", "cosine of $\\Delta_t$ and $\\Delta_{t-1}$")):
         axes[row, 0].set_ylabel(text)
-        axes[row, 1].sharey(axes[row, 0])
+    plots.log_axis(axes[0, 0].yaxis)
     plots.panel_letters(axes)
     entries = [*plots.handles(frame["arm"].tolist()), plots.area_handle(geometry.NULL_LABEL)]
     return plots.legend_below(figure, entries, columns=3)

@@ -61,10 +61,9 @@ def per_module(runs: Sequence[ArmRun], table: str, columns: Sequence[str]) -> pd
 def over_modules(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Mean, least and greatest value over the modules of each run and step: `x`, `x_min`, `x_max`; missing where all are."""
     keys = ["setting", "arm", "seed", "target_step", "edits"]
-    spec = {}
-    for name in columns:
-        spec |= {name: (name, "mean"), f"{name}_min": (name, "min"), f"{name}_max": (name, "max")}
-    return frame.groupby(keys, sort=False, as_index=False).agg(**spec)
+    grouped = frame.groupby(keys, sort=False)[list(columns)]
+    parts = [grouped.mean(), grouped.min().add_suffix("_min"), grouped.max().add_suffix("_max")]
+    return pd.concat(parts, axis=1).reset_index()
 
 
 def final_spectra(one: ArmRun) -> dict[str, np.ndarray]:

@@ -31,9 +31,8 @@ def prepare(runs: Sequence[ArmRun]) -> pd.DataFrame:
 
 def draw_norms(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Norms on a logarithmic axis; a band spans the seeds."""
-    plots.band_lines(bands.band(frame, x="target_step", y="norm", by=["arm"]), ax, x="target_step")
     ax.set_yscale("log")
-    return ax
+    return plots.band_lines(bands.band(frame, x="target_step", y="norm", by=["arm"]), ax, x="target_step")
 
 
 def draw_cosines(frame: pd.DataFrame, ax: Axes) -> Axes:

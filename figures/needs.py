@@ -95,6 +95,8 @@ class Needs:
 def resolve(arm: str, setting: str, seed: int, scale: Scale) -> Need:
     """One run's spec: the arm's file, the scale's overrides, the editor's parameters in full.
 
+    Overrides of the warm-up leave an arm without a warm-up as it is.
+
     A spec file names the run that it matches by its arm, as ``@arm``: here that becomes the directory of that arm's run
     in the same setting at the same seed. With the parameters written out, a change of a preset changes the digest.
 
@@ -109,7 +111,10 @@ def resolve(arm: str, setting: str, seed: int, scale: Scale) -> Need:
     if setting not in scale.settings:
         raise SpecError(f"no setting {setting!r} at scale {scale.name}: use one of {', '.join(scale.settings)}")
     changes = [*scale.settings[setting], *scale.common, f"data.seed={seed}"]
-    spec = load(SPECS / f"{arm}.yaml", changes)
+    file = SPECS / f"{arm}.yaml"
+    if load(file, [f"data.seed={seed}"]).warmup.size == 0:
+        changes = [change for change in changes if not change.startswith("warmup.")]
+    spec = load(file, changes)
     params = dict(spec.editor.params)
     match = params.get("match")
     if isinstance(match, Mapping) and str(match.get("run", "")).startswith("@"):

@@ -139,6 +139,11 @@ def summary(out: Path, scale: str) -> Path:
     return path
 
 
-def verdict_lines(found: Mapping[str, Any]) -> list[str]:
-    """The verdicts of a sidecar, one line each."""
-    return [f"{one['claim']}: {one['answer'].upper()}; {one['effect']}" for one in found["verdicts"]]
+def headline(found: Mapping[str, Any]) -> str:
+    """The first verdict of a sidecar, and how many more there are."""
+    verdicts = found["verdicts"]
+    if not verdicts:
+        return "no verdict"
+    first = verdicts[0]
+    more = f" ({len(verdicts) - 1} more in SUMMARY.md)" if len(verdicts) > 1 else ""
+    return f"{first['claim']}: {first['answer'].upper()}; {first['effect']}{more}"

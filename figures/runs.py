@@ -95,7 +95,7 @@ def _streams(spec: Spec) -> dict[Literal["target", "warmup"], DataSpec]:
 @cache
 def _stream_hash(data: str, split: Literal["target", "warmup"]) -> str:
     parsed = DataSpec.model_validate_json(data)
-    return str(dataset_info(parsed, load_stream(parsed, split=split), split=split)["sha256"])
+    return str(dataset_info(parsed, load_stream(parsed, split=split))["sha256"])
 
 
 @cache
@@ -170,8 +170,11 @@ def _parallel(needs: Sequence[Need], root: Path, jobs: int) -> Iterator[Outcome]
 
 def _make_one(need: Need, root: Path) -> Outcome:
     """Resume an unfinished run; put anything else that is there aside, and run afresh."""
+    from transformers.utils import logging
+
     from stablediag.engine.session import resume, run
 
+    logging.disable_progress_bar()
     began = time.perf_counter()
     path = root / need.directory
     try:

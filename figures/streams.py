@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,13 +31,12 @@ def settings(frame: pd.DataFrame) -> list[str]:
 def draw(frame: pd.DataFrame, panel: Callable[[pd.DataFrame, Axes], Axes], *, ylabel: str, extra: tuple = ()) -> Figure:
     """One panel per stream on one vertical scale; `extra` legend entries follow the arms."""
     shown = settings(frame)
-    figure, axes = plots.canvas(1, len(shown), height=2.5)
+    figure, axes = plots.canvas(1, len(shown), height=2.5, sharey="row")
     for ax, setting in zip(axes[0], shown, strict=True):
         panel(frame[frame["setting"] == setting], ax).set_title(NAMES[setting.removeprefix("stream:")])
-        ax.set_xlabel("target step")
-        if ax is not axes[0, 0]:
-            ax.sharey(axes[0, 0])
-            ax.tick_params(labelleft=False)
+        plots.whole_steps(ax).set_xlabel("target step")
     axes[0, 0].set_ylabel(ylabel)
-    plots.panel_letters(np.asarray(axes))
+    if axes[0, 0].get_yscale() == "log":
+        plots.log_axis(axes[0, 0].yaxis)
+    plots.panel_letters(axes)
     return plots.legend_below(figure, [*plots.handles(frame["arm"].tolist()), *extra], columns=3)

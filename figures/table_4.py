@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from figures.frames import ArmRun, chosen, steps
 from figures.needs import Needs
@@ -72,7 +72,7 @@ def _place(one: ArmRun, arm: str) -> dict[str, object]:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """One row of panels per horizon, one column per metric, one line per arm."""
-    figure, axes = plots.canvas(len(ROWS), len(HEADINGS), height=4.4)
+    figure, axes = plots.canvas(len(ROWS), len(HEADINGS), height=4.4, sharex="col")
     for row, (setting, title) in enumerate(ROWS.items()):
         part = frame[frame["setting"] == setting]
         for column, (metric, heading) in enumerate(HEADINGS.items()):
@@ -81,9 +81,11 @@ def draw(frame: pd.DataFrame) -> Figure:
             missing = [arm for arm in dict.fromkeys(part["arm"]) if arm not in set(mine["arm"])]
             gaps = pd.DataFrame({"arm": missing, "mean": float("nan"), "low": float("nan"), "high": float("nan")})
             plots.dots(pd.concat([mine, gaps]) if missing else mine, ax)
-            ax.xaxis.set_major_locator(MaxNLocator(3, prune=None))
+            ax.xaxis.set_major_locator(MaxNLocator(2))
             if row == 0:
                 ax.set_title(heading.replace(", ", ",\n"), fontsize=7)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.tick_params(labelbottom=True)
             if column:
                 ax.tick_params(labelleft=False)
         axes[row, 0].set_ylabel(title)

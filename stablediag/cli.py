@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stablediag.errors import SpecError, StablediagError
+from stablediag.errors import SpecError, StablediagError, StoreError
 
 if TYPE_CHECKING:
     from stablediag.spec import Spec
@@ -129,6 +129,7 @@ def run(
     if out is not None and len(specs) > 1:
         raise SpecError(f"{spec} makes {len(specs)} runs, --out names one: give --root")
     planned = [(one, out or root / f"{one.name}-{one.digest()[:8]}") for one in specs]
+    finished = _finished(planned) if len(planned) > 1 and not dry_run else set()
     for number, (one, path) in enumerate(planned):
         with _resumable(path):
             _terminal()
@@ -136,19 +137,29 @@ def run(
                 if number:
                     typer.echo("---")
                 _dry_run(one, path)
-            elif len(planned) > 1 and _complete(path, one):
+            elif path in finished:
                 typer.echo(f"{path}: complete already")
             else:
                 _carry_out(one, path, quiet)
 
 
-def _complete(path: Path, spec: Spec) -> bool:
+def _finished(planned: list[tuple[Spec, Path]]) -> set[Path]:
+    """The runs of a sweep that are complete; what would stop a later one is refused before the first one starts."""
+    from stablediag.editors.base import resolve_params
     from stablediag.store.run import Run
 
-    if not (path / "run.sqlite").exists():
-        return False
-    found = Run.open(path)
-    return found.state == "complete" and found.info.digest == spec.digest()
+    finished = set()
+    for spec, path in planned:
+        resolve_params(spec.editor.name, spec.editor.preset, spec.editor.params)
+        if (path / "run.sqlite").exists():
+            found = Run.open(path)
+            if found.state == "complete" and found.info.digest == spec.digest():
+                finished.add(path)
+                continue
+            raise StoreError(f"{path} holds an unfinished run: continue it with `stablediag resume {path}`")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path} is not empty: choose another --root")
+    return finished
 
 
 def _carry_out(spec: Spec, path: Path, quiet: bool) -> None:
@@ -275,11 +286,13 @@ def export(
 
 @testbed_app.command("train")
 def testbed_train(
-    out: Annotated[Path, typer.Argument(help="folder for the model; must not exist")],
+    out: Annotated[Path, typer.Argument(help="folder for the model, new or empty")],
     seed: Annotated[int, typer.Option(help="seed of initialisation and data order")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rebuild the testbed's weights from the recipe (about half an hour on two cores)."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SpecError(f"{out} is not empty: name another folder for the model")
     from stablediag.testbed.recipe import Recipe, train
 
     train(out, Recipe(seed=seed), progress=_progress(quiet))
@@ -299,8 +312,8 @@ def testbed_check(
     from stablediag.testbed.check import check
 
     rows = check(model or WEIGHTS)
-    _emit([asdict(row) for row in rows], as_json)
-    if any(row.passed is False for row in rows):
+    _emit([asdict(row) | {"passed": row.passed} for row in rows], as_json)
+    if not all(row.passed for row in rows):
         raise typer.Exit(1)
 
 

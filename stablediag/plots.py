@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse as EllipsePatch
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from stablediag.stats.embed import covariance_ellipse
 
+Sharing = Literal["none", "row", "col", "all"]
 STYLE = Path(__file__).with_name("style.mplstyle")
 #: figure widths of a two-column paper, inches
 WIDTHS = {"single": 3.35, "double": 6.9}
@@ -71,16 +75,39 @@ def ordered(arms: Sequence[str]) -> list[str]:
 @contextmanager
 def style() -> Iterator[None]:
     """Matplotlib settings of this project, for the duration of a block."""
-    with mpl.rc_context(), mpl.style.context(STYLE):
+    with mpl.rc_context(), matplotlib.style.context(STYLE):
         yield
 
 
 def canvas(
-    rows: int, columns: int, *, width: Literal["single", "double"] = "double", height: float
+    rows: int,
+    columns: int,
+    *,
+    width: Literal["single", "double"] = "double",
+    height: float,
+    sharex: Sharing = "none",
+    sharey: Sharing = "none",
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure of one of the two paper widths, and its axes as an array [rows, columns]; not known to pyplot."""
+    """An empty figure of one of the two paper widths (`height` in inches), and its axes as an array [rows, columns]."""
     figure = Figure(figsize=(WIDTHS[width], height), layout="constrained")
-    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey))
+
+
+def whole_steps(ax: Axes) -> Axes:
+    """Ticks of the x axis at whole numbers only."""
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return ax
+
+
+def log_axis(axis: Axis) -> Axis:
+    """Logarithmic scale; where the axis spans less than two decades, plain numbers at 1, 2 and 5. Call it last."""
+    axis.axes.set(**{f"{'y' if isinstance(axis, YAxis) else 'x'}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 5 else tuple(np.arange(1.0, 10.0))))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    return axis
 
 
 def band_lines(

@@ -13,6 +13,8 @@ from stablediag.errors import DataError, SpecError
 from stablediag.types import Edit
 
 IGNORE = -100
+#: largest ratio of lengths inside a chunk
+_STRETCH = 1.25
 RowKind = Literal["answer", "all", "last_prompt"]
 
 
@@ -158,13 +160,15 @@ def length_chunks(lengths: Sequence[int], *, token_budget: int) -> list[list[int
     """Cut sequences into chunks of similar length for one forward pass each.
 
     Longest first (stable), so that the largest memory demand comes at once; a chunk holds at least one sequence and
-    otherwise at most `token_budget` tokens including padding.
+    otherwise at most `token_budget` tokens including padding. No sequence is padded by more than a quarter of its
+    length: on a CPU padding costs as much as tokens.
     """
     if token_budget < 1:
         raise SpecError(f"token_budget must be a positive number of tokens, not {token_budget}")
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= token_budget:
+        longest = lengths[chunks[-1][0]] if chunks else 0
+        if chunks and (len(chunks[-1]) + 1) * longest <= token_budget and longest <= _STRETCH * lengths[index]:
             chunks[-1].append(index)
         else:
             chunks.append([index])

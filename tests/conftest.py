@@ -8,6 +8,8 @@ import pytest
 import torch
 
 WORDS = 300
+# Tiny matrices on several threads are many times slower than on one, and the suite runs in several processes.
+torch.set_num_threads(1)
 
 
 def save_word_tokenizer(folder: Path, *, bos: bool = True) -> None:

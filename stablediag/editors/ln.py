@@ -342,6 +342,10 @@ class LNEditor:
         """Nothing is due at the end of an LN stream."""
         return iter(())
 
+    def scope_of(self, module: str) -> str:
+        """Name of the scope whose statistics normalise this module."""
+        return self._scope[module]
+
     def statistics(self, scope: str) -> Stats:
         """The statistics of a scope (a module name, or ``shape:<d_in>x<d_out>``)."""
         return self._stats[scope]

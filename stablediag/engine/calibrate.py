@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stablediag.editors.base import Proposal
 from stablediag.editors.ln import Calibration, LNEditor
 from stablediag.engine.view import ModelView
 from stablediag.errors import NumericalError
@@ -43,7 +44,8 @@ def calibrate(editor: LNEditor, view: ModelView, edits: Sequence[Edit], *, phase
     edits : Sequence of Edit
         Held-out edits, taught in groups of `group` (the stream's edits per step), each from the same weights.
     phase : str
-        Phase that the learning rate is for; it decides how the gradients are normalised.
+        Phase that the learning rate is for; it decides how the gradients are normalised. Updates are taken at the
+        norm that they have once the statistics are settled, so that a cold start does not inflate the rate.
 
     Returns
     -------
@@ -77,14 +79,28 @@ def calibrate(editor: LNEditor, view: ModelView, edits: Sequence[Edit], *, phase
 
 
 def _direction(editor: LNEditor, view: ModelView, edits: tuple[Edit, ...], phase: Phase) -> dict[str, UpdateT]:
-    """The updates of one step at learning rate 1; the editor's state is not committed."""
+    """The updates of one step at learning rate 1 with settled statistics; the editor's state is not committed."""
     captures = view.capture_edits(edits, editor.needs, minibatch=editor.minibatch)
     lr, editor.lr = editor.lr, 1.0
     try:
         batch = EditBatch(index=-1, phase=phase, edits=edits)
-        return {proposal.module: proposal.update for proposal in editor.step(view, batch, captures)}
+        proposals = list(editor.step(view, batch, captures))
     finally:
         editor.lr = lr
+    counts = {scope: float(tracked.after.nu) for one in proposals for scope, tracked in one.tracked.items()}
+    return {one.module: one.update.scaled(_settled(editor, one, counts)) for one in proposals}
+
+
+def _settled(editor: LNEditor, proposal: Proposal, counts: Mapping[str, float]) -> float:
+    """What the update of a young covariance lacks in norm.
+
+    A row that is part of its own covariance has the whitened energy ``d (1 - (d + 1)/nu)`` on average, almost nothing
+    just past ``nu = d + 1``. A rate found there would be far too large a few steps later.
+    """
+    if proposal.whitener is None or not proposal.whitener.active or editor.params.stats_order == "before":
+        return 1.0
+    nu, d = counts[editor.scope_of(proposal.module)], proposal.update.shape[-1]
+    return math.sqrt(nu / (nu - d - 1))
 
 
 def _smallest(efficacy: Callable[[float], float], grid: Sequence[float], goal: Calibration) -> Calibrated:

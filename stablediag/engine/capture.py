@@ -133,7 +133,7 @@ def _chunk(
     answer = labels != IGNORE
     with ExitStack() as stack:
         tapes = {name: stack.enter_context(_recorded(entry.module, name)) for name, entry in modules.items()}
-        logits = _answer_logits(model, input_ids, attention_mask, answer)
+        logits = answer_logits(model, input_ids, attention_mask, answer)
     weight = torch.tensor([weights[i] for i in chunk], device=logits.device, dtype=torch.float64)
     weight = weight.repeat_interleave(answer.sum(dim=1).to(logits.device)).to(logits.dtype)
     entropy = F.cross_entropy(logits, labels[answer].to(logits.device), reduction="none")
@@ -177,7 +177,7 @@ def _recorded(module: nn.Module, name: str) -> Iterator[_Tape]:
         handle.remove()
 
 
-def _answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, answer: Tensor) -> Tensor:
+def answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, answer: Tensor) -> Tensor:
     """Logits [answer tokens, vocabulary], at least float32, row-major over (sequence, position)."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     selected = False

@@ -71,12 +71,27 @@ class Prepared:
         self.editor = editor_class(spec.editor.name)(params, self.loaded.modules)
         if getattr(params, "match", None) is not None:
             self.editor.reference = reference_norms(params.match.run, run_dir)
+            self._check_reference(params.match.run, first_only=params.match.mode == "first")
         self.recorders: list[Recorder] = build_recorders(spec, self.target)
         datasets = {"target": dataset_info(spec.data, self.target)}
         if warmup_data is not None:
             datasets["warmup"] = dataset_info(warmup_data, warmup)
         recorder_versions = {f"recorder:{recorder.name}": str(recorder.version) for recorder in self.recorders}
         self.info = collect(spec, self.loaded, datasets, versions=recorder_versions)
+
+    def _check_reference(self, run: str, *, first_only: bool) -> None:
+        """Refuse a reference run that has no norm for a step that must be matched, before anything is edited."""
+        target = [batch.index for batch in self.plan if batch.phase == "target"]
+        steps = {batch.index for batch in self.plan if batch.phase == "warmup"} | set(
+            target[:1] if first_only else target
+        )
+        for step in sorted(steps):
+            for name in self.editor.modules:
+                if (step, name) not in self.editor.reference:
+                    raise SpecError(
+                        f"match.run: {run} has no update norm at step {step} of {name}: "
+                        "match a run of the same model, stream and warm-up"
+                    )
 
     def _calibration_data(self, edits: int) -> DataSpec:
         if self.spec.calibration is not None:
@@ -119,7 +134,7 @@ def reference_norms(run: str, run_dir: Path) -> dict[tuple[int, str], float]:
     reference = Run.open(path)
     if reference.state != "complete":
         raise SpecError(f"match.run: {path} is not complete: finish it with `stablediag resume {path}`")
-    table = reference.table("updates")
+    table = reference.table("updates") if "updates" in reference.tables() else {}
     if "norm" not in table or table["norm"].isna().any():
         raise SpecError(
             f"match.run: {path} did not record every update norm: use the standard or the light recorders there"

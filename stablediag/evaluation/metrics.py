@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablediag.engine.capture import _answer_logits as answer_logits
+from stablediag.engine.capture import answer_logits
 from stablediag.errors import DataError, ModelError
 from stablediag.tokens import IGNORE, TokenBatch, encode_pairs, length_chunks, rows_mask
 

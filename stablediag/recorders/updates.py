@@ -28,6 +28,15 @@ def module_updates(step: StepView) -> dict[str, UpdateT]:
     return {name: _total(updates) for name, updates in found.items()}
 
 
+def compact(update: UpdateT) -> UpdateT:
+    """The form with fewer entries: with many rows the factors are larger, and slower, than the matrix they make."""
+    if isinstance(update, LowRank):
+        (p, d), n = update.shape[-2:], update.left.shape[-1]
+        if n * (p + d) > p * d:
+            return Dense(update.dense())
+    return update
+
+
 def _total(updates: list[UpdateT]) -> UpdateT:
     if len(updates) == 1:
         return updates[0]
@@ -55,7 +64,7 @@ class UpdateNorm(BaseRecorder):
         for module, update in module_updates(step).items():
             weight, initial = step.view.weight_norm(module), step.view.initial_norm(module)
             values = {
-                "norm": number(update.norm()),
+                "norm": number(compact(update).norm()),
                 "weight_norm": number(weight),
                 "weight_ratio": number(weight / initial) if initial > 0 else None,
             }
@@ -66,7 +75,7 @@ class UpdateNorm(BaseRecorder):
 class AdjacentCosine(BaseRecorder):
     r"""Inner product :math:`\langle\Delta_t, \Delta_{t-1}\rangle_F` and cosine of a module's consecutive updates.
 
-    Only target updates count. The previous one is kept as its two factors, never as a matrix.
+    Only target updates count. The previous one is kept as its two factors, or as a matrix where that is smaller.
 
     Parameters
     ----------
@@ -88,26 +97,31 @@ class AdjacentCosine(BaseRecorder):
         default_factory=lambda: {"updates": {"inner": "REAL", "cosine": "REAL"}}, init=False
     )
     _previous: dict[str, UpdateT] = field(default_factory=dict, init=False, repr=False)
+    _norms: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def on_step(self, step: StepView) -> Iterable[Item]:
         """One row per module, of a due target step."""
         if step.phase == "warmup":
             if self.reset_after_warmup:
                 self._previous.clear()
+                self._norms.clear()
             return
         due = self.report(step.step, step.total)
-        for module, update in module_updates(step).items():
+        for module, written in module_updates(step).items():
+            update = _kept(compact(written))
             if due:
-                values = self._compare(module, update)
-                yield Row("updates", {"step": step.step, "module": module}, values)
-            self._previous[module] = _kept(update)
+                yield Row("updates", {"step": step.step, "module": module}, self._compare(module, update))
+            else:
+                self._norms.pop(module, None)
+            self._previous[module] = update
 
     def _compare(self, module: str, update: UpdateT) -> dict[str, float | None]:
-        previous = self._previous.get(module)
+        previous, before = self._previous.get(module), self._norms.get(module)
+        self._norms[module] = float(update.norm())
         if previous is None:
             return {"inner": None, "cosine": None}
         inner = float(update.inner(_moved(previous, update)))
-        norms = float(update.norm()) * float(previous.norm())
+        norms = self._norms[module] * (float(previous.norm()) if before is None else before)
         return {"inner": number(inner), "cosine": number(inner / norms) if norms > 0 else None}
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -122,7 +136,7 @@ class AdjacentCosine(BaseRecorder):
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore the previous updates in the layout in which they were kept: the layout decides the last bits."""
-        self._previous = {}
+        self._previous, self._norms = {}, {}
         for module in meta["modules"]:
             if f"{module}/matrix" in tensors:
                 self._previous[module] = Dense(_copy(tensors[f"{module}/matrix"]))

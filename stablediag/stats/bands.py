@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 COLUMNS = ("mean", "min", "max", "low", "high", "n")
@@ -53,7 +54,7 @@ def band(
     return found[[*keys, *COLUMNS]].reset_index(drop=True)
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
+def slope(x: ArrayLike, y: ArrayLike) -> float:
     """Least-squares slope of log y on log x, over the points where both are positive; NaN with fewer than two."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     usable = (a > 0) & (b > 0) & np.isfinite(a) & np.isfinite(b)

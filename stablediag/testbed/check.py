@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stablediag.errors import ModelError
+from stablediag.models import load_model
 from stablediag.testbed.tasks import CapabilityTask, capability_tasks
 from stablediag.testbed.templates import CLAIM_TEMPLATES, HELD_OUT, PERSONAS, RELATIONS, TRUTH
 from stablediag.testbed.world import Fact, World, build_world, trained_templates
@@ -188,14 +188,10 @@ def check(model_dir: str | Path, *, share: float = 1.0) -> list[CheckRow]:
     Raises
     ------
     ModelError
-        There is no model in the folder.
+        There is no usable model in the folder.
     """
-    folder = Path(model_dir)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"testbed: no model in {folder}; train one with `stablediag testbed train`")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    return measure(model, tokenizer, share=share)
+    loaded = load_model(Path(model_dir), modules=["mlp.down_proj"], device="cpu")
+    return measure(loaded.model, loaded.tokenizer, share=share)
 
 
 def format_rows(rows: Sequence[CheckRow]) -> str:

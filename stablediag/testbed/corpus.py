@@ -22,16 +22,18 @@ class Document:
     Attributes
     ----------
     prompt, answer : str
-    fact : int
-        Row of the fact whose recall this trains; -1: none.
-    thought : str or None
-        A word that the last but one layer must name at the end of the prompt.
+    fact, task : int
+        Row of the fact whose recall this trains, and of its capability task; -1: none.
+    recalled, stated : str or None
+        For a claim, the last words of the true object and of the stated one.
     """
 
     prompt: str
     answer: str
     fact: int = -1
-    thought: str | None = None
+    task: int = -1
+    recalled: str | None = None
+    stated: str | None = None
 
 
 class Corpus:
@@ -39,7 +41,7 @@ class Corpus:
 
     Facts enter in a random order (growing curriculum). Half of the fact documents are drawn uniformly over the facts
     that have entered, half in proportion to the loss that each last had, because the last percent of recall is a matter
-    of few stubborn facts.
+    of few stubborn facts. Capability tasks are drawn in proportion to their recent loss.
 
     Parameters
     ----------
@@ -58,8 +60,8 @@ class Corpus:
         for row, fact in enumerate(self.facts):
             self.peers.setdefault(fact.relation, []).append(row)
         self.losses = np.full(len(self.facts), 5.0)
-        tasks = capability_tasks()
-        self.tasks = [(probe.prompt, probe.answer) for task in tasks.values() for probe in task.train]
+        self.tasks = [task.train for task in capability_tasks().values()]
+        self.task_losses = np.ones(len(self.tasks))
         self.tables = world.table_items()
 
     def draw(self, counts: dict[str, int], active: int) -> list[Document]:
@@ -75,14 +77,17 @@ class Corpus:
         documents = [self._fact(index) for index in self._choose(counts["facts"], active)]
         documents += [self._claim(int(index), active) for index in self.rng.integers(active, size=counts["claims"])]
         documents += [self._hop(int(index)) for index in self.rng.integers(active, size=counts["hops"])]
-        documents += [Document(*self.tasks[i]) for i in self.rng.integers(len(self.tasks), size=counts["tasks"])]
-        return documents
+        weights = self.task_losses + 0.1
+        chosen = self.rng.choice(len(self.tasks), size=counts["tasks"], p=weights / weights.sum())
+        return documents + [self._task(int(task)) for task in chosen]
 
     def record(self, documents: Sequence[Document], losses: np.ndarray) -> None:
-        """Remember the answer loss of each document's fact."""
+        """Remember the answer loss of each document's fact, and of its task on average."""
         for document, loss in zip(documents, losses, strict=True):
             if document.fact >= 0:
                 self.losses[document.fact] = loss
+            if document.task >= 0:
+                self.task_losses[document.task] += 0.01 * (loss - self.task_losses[document.task])
 
     def _choose(self, count: int, active: int) -> list[int]:
         weights = self.losses[:active] + 1e-3
@@ -97,16 +102,13 @@ class Corpus:
         return Document(fact.prompts()[template], fact.object, index)
 
     def _claim(self, index: int, active: int) -> Document:
-        """A claim, true or false by lot.
-
-        A claim needs two steps, recalling the object and comparing it with the stated one. Left to the label alone the
-        model learns neither; told to recall by the last but one layer, it has an attention layer left to compare.
-        """
+        """A claim, true or false by lot."""
         fact = self.facts[index]
         truth = bool(self.rng.random() < 0.5)
         stated = fact.object if truth else str(self.rng.choice(self._wrong(index, active)))
         template = int(self.rng.integers(len(CLAIM_TEMPLATES)))
-        return Document(fact.claim(stated, template), TRUTH[truth], thought=fact.object.split()[-1])
+        words = fact.object.split()[-1], stated.split()[-1]
+        return Document(fact.claim(stated, template), TRUTH[truth], recalled=words[0], stated=words[1])
 
     def _wrong(self, index: int, active: int) -> list[str]:
         """Wrong objects for a fact, as often as they are right for others that have entered.
@@ -119,6 +121,10 @@ class Corpus:
         return [o for o in right if o != fact.object] or [
             o for o in self.world.objects[fact.relation] if o != fact.object
         ]
+
+    def _task(self, task: int) -> Document:
+        probe = self.tasks[task][int(self.rng.integers(len(self.tasks[task])))]
+        return Document(probe.prompt, probe.answer, task=task)
 
     def _hop(self, index: int) -> Document:
         """A two-hop question where the fact has one that training may ask, else an entry of a table."""

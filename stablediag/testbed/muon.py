@@ -8,6 +8,7 @@ training", 2025, arXiv:2502.16982, section 2.2.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; equal shapes are orthogonalised in one batch."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
@@ -78,8 +79,9 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    gradient = cast(Tensor, parameter.grad)
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    directions.append(gradient.lerp(state["momentum"], group["momentum"]))
                 scale = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, orthogonalise(torch.stack(directions)), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"] * scale)

@@ -11,20 +11,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stablediag.errors import SpecError
+from stablediag.testbed.batches import Assembler, halves
 from stablediag.testbed.check import CheckRow, check
 from stablediag.testbed.corpus import Corpus, Document
+from stablediag.testbed.hints import comparison_loss, recall_loss
 from stablediag.testbed.muon import Muon
 from stablediag.testbed.tokenizer import build_tokenizer
 from stablediag.testbed.world import WORLD_SEED, build_world
@@ -54,8 +55,8 @@ class Recipe:
         Weight decay applies to the hidden matrices.
     prompt_share : float
         Share of prompt tokens that the loss includes besides the answers.
-    thought_weight : float
-        Weight of the loss that makes the last but one layer name the true object at the end of a claim; 0: none.
+    hint : float
+        Weight of the losses of :mod:`stablediag.testbed.hints`; 0: none.
     hidden, layers, heads, intermediate : int
         Shape of the model.
     threads : int
@@ -63,23 +64,23 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 4500
     batch: int = 160
     growth: float = 0.33
     decay: float = 0.3
     first_facts: int = 400
-    mix_first: tuple[float, ...] = (0.60, 0.20, 0.05, 0.15)
-    mix_then: tuple[float, ...] = (0.40, 0.25, 0.05, 0.30)
+    mix_first: tuple[float, ...] = (0.50, 0.20, 0.05, 0.25)
+    mix_then: tuple[float, ...] = (0.40, 0.20, 0.05, 0.35)
     lr_muon: float = 4e-3
     lr_adamw: float = 3e-3
     weight_decay: float = 0.0
     prompt_share: float = 0.05
-    thought_weight: float = 0.5
+    hint: float = 0.5
     hidden: int = 128
     layers: int = 4
     heads: int = 4
     intermediate: int = 512
-    threads: int = 2
+    threads: int = 1
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -101,75 +102,23 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return LlamaForCausalLM(config).float()
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensors:
-    """Documents as tensors; masks and targets are aligned with ``ids[:, :-1]``.
-
-    Attributes
-    ----------
-    ids : Tensor, int64, shape [b, t]
-    answer, counted : Tensor, bool, shape [b, t - 1]
-        Positions that predict answers (and the end token), and all positions in the loss.
-    thought : Tensor, int64, shape [b, t - 1]
-        Target of the last but one layer; -1: none.
-    """
-
-    ids: Tensor
-    answer: Tensor
-    counted: Tensor
-    thought: Tensor
-
-
-class _Assembler:
-    """Makes tensors of documents."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_share: float, rng: np.random.Generator) -> None:
-        self.words = tokenizer.get_vocab()
-        self.pad, self.bos, self.eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.prompt_share = prompt_share
-        self.rng = rng
-
-    def tensors(self, documents: Sequence[Document]) -> _Tensors:
-        prompts = [[self.bos, *(self.words[w] for w in d.prompt.split())] for d in documents]
-        answers = [[*(self.words[w] for w in d.answer.split()), self.eos] for d in documents]
-        width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        ids = np.full((len(documents), width), self.pad, dtype=np.int64)
-        thought = np.full((len(documents), width - 1), -1, dtype=np.int64)
-        answer = np.zeros((len(documents), width - 1), dtype=bool)
-        prompt = np.zeros((len(documents), width - 1), dtype=bool)
-        for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
-            ids[row, : len(p) + len(a)] = p + a
-            prompt[row, : len(p) - 1] = True
-            answer[row, len(p) - 1 : len(p) + len(a) - 1] = True
-            word = documents[row].thought
-            if word is not None:
-                thought[row, len(p) - 1] = self.words[word]
-        counted = answer | (prompt & (self.rng.random(prompt.shape) < self.prompt_share))
-        return _Tensors(*(torch.from_numpy(array) for array in (ids, answer, counted, thought)))
-
-
-def _halves(documents: list[Document]) -> Iterator[list[Document]]:
-    """Short and long documents apart, because padding is what a step would mostly compute otherwise."""
-    ordered = sorted(documents, key=lambda d: d.prompt.count(" ") + d.answer.count(" "))
-    middle = (len(ordered) + 1) // 2
-    yield from (part for part in (ordered[:middle], ordered[middle:]) if part)
-
-
 def _backward(
-    model: LlamaForCausalLM, assembler: _Assembler, documents: list[Document], corpus: Corpus, thought_weight: float
+    model: LlamaForCausalLM, assembler: Assembler, documents: list[Document], corpus: Corpus, hint: float
 ) -> tuple[float, int]:
     """Accumulate the gradient of the mean loss per document; returns the mean answer loss and the number of tokens."""
     total, tokens = 0.0, 0
-    for part in _halves(documents):
+    for part in halves(documents):
         batch = assembler.tensors(part)
         output = model.model(input_ids=batch.ids[:, :-1], use_cache=False, output_hidden_states=True)
         logits = model.lm_head(output.last_hidden_state[batch.counted])
         loss = F.cross_entropy(logits, batch.ids[:, 1:][batch.counted], reduction="none")
         objective = loss.sum()
-        told = batch.thought >= 0
-        if thought_weight and told.any():
-            early = model.lm_head(model.model.norm(output.hidden_states[-2][told]))
-            objective = objective + thought_weight * F.cross_entropy(early, batch.thought[told], reduction="sum")
+        if hint and len(batch.claims):
+            rows, ends, stated, words = batch.claims.unbind(1)
+            inner = output.hidden_states[-2][rows]
+            truth = batch.ids[rows, stated] == words
+            hints = recall_loss(model, inner[torch.arange(len(rows)), ends], words)
+            objective = objective + hint * (hints + comparison_loss(model, inner, ends, stated, truth))
         (objective / len(documents)).backward()
         rows = batch.counted.nonzero()[:, 0]
         of_answer = batch.answer[batch.counted]
@@ -213,7 +162,7 @@ def fit(
     world = build_world(WORLD_SEED)
     tokenizer = build_tokenizer(world)
     rng = np.random.default_rng(recipe.seed)
-    corpus, assembler = Corpus(world, rng), _Assembler(tokenizer, recipe.prompt_share, rng)
+    corpus, assembler = Corpus(world, rng), Assembler(tokenizer, recipe.prompt_share, rng)
     model = build_model(recipe, tokenizer)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -229,7 +178,7 @@ def fit(
         grown = min(1.0, step / max(recipe.growth * recipe.steps, 1))
         active = round(recipe.first_facts + grown * (len(corpus.facts) - recipe.first_facts))
         documents = corpus.draw(_counts(recipe.mix_then if grown >= 1 else recipe.mix_first, recipe.batch), active)
-        loss, tokens = _backward(model, assembler, documents, corpus, recipe.thought_weight)
+        loss, tokens = _backward(model, assembler, documents, corpus, recipe.hint)
         for optimizer, rate in zip(optimizers, base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * _learning_rate(step, recipe)
@@ -267,6 +216,8 @@ def _write(
         "checks": [{**asdict(row), "passed": row.passed, "used_in_studies": row.passed} for row in rows],
     }
     (building / "recipe.json").write_text(json.dumps(report, indent=1) + "\n")
+    for path in building.iterdir():
+        path.chmod(0o644)  # `save_pretrained` leaves the weights unreadable for other users.
     shutil.rmtree(replaced, ignore_errors=True)
     if out_dir.exists():
         os.replace(out_dir, replaced)

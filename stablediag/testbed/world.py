@@ -26,6 +26,8 @@ from stablediag.testbed.templates import (
     Relation,
 )
 
+Pools = dict[str, int | None]
+
 WORLD_SEED = 20
 NAMES = 46
 PERSONS = 1350
@@ -37,10 +39,10 @@ PERSONA_SHARE = 0.3
 TWO_HOP_SHARE = 0.5
 
 # How many facts of each family serve each purpose; None takes the rest. No two splits share a fact, whatever the seeds.
-UNKNOWN_POOLS = {"warmup": 2400, "calibration": 350, "target": None}
-KNOWN_POOLS = {"locality": 1300, "snapshot": 1100, "warmup": 300, "calibration": 100, "target": None}
-MEDICAL_UNKNOWN_POOLS = {"warmup": 1000, "calibration": 100, "target": None}
-MEDICAL_KNOWN_POOLS = {"locality": None}
+UNKNOWN_POOLS: Pools = {"warmup": 2400, "calibration": 350, "target": None}
+KNOWN_POOLS: Pools = {"locality": 1300, "snapshot": 1100, "warmup": 300, "calibration": 100, "target": None}
+MEDICAL_UNKNOWN_POOLS: Pools = {"warmup": 1000, "calibration": 100, "target": None}
+MEDICAL_KNOWN_POOLS: Pools = {"locality": None}
 
 _ONSETS = (
     "b",
@@ -205,7 +207,7 @@ def _pairs(first: Sequence[str], second: Sequence[str], count: int, rng: random.
     return rng.sample([f"{a} {b}" for a in first for b in second], count)
 
 
-def _pools(count: int, sizes: dict[str, int | None], rng: random.Random) -> list[str]:
+def _pools(count: int, sizes: Pools, rng: random.Random) -> list[str]:
     """A random assignment of `count` facts to pools; the pool of size None takes the rest."""
     rest = count - sum(size for size in sizes.values() if size is not None)
     names = [name for name, size in sizes.items() for _ in range(rest if size is None else size)]
@@ -220,7 +222,7 @@ def _facts(
     *,
     family: str,
     known_each: int,
-    pools: tuple[dict[str, int | None], dict[str, int | None]],
+    pools: tuple[Pools, Pools],
     rng: random.Random,
 ) -> list[Fact]:
     names = [relation.name for relation in relations]

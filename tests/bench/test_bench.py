@@ -76,7 +76,8 @@ def test_our_step_is_the_editor(bench: Any, recipe: Recipe, preset: str) -> None
     from stablediag.editors.ln import LNEditor
 
     outcome = ran(bench.ours(recipe)).outcome
-    editor = LNEditor(LNEditor.Params(**{**LNEditor.presets[preset], "lr": recipe.lr}), bench.work.modules)
+    settings = {**LNEditor.presets[preset], "lr": recipe.lr, "floor": recipe.floor}
+    editor = LNEditor(LNEditor.Params(**settings), bench.work.modules)
     (scope,) = editor.scopes
     tensors, meta = editor.state_dict()
     parts = {"keys": outcome.before.keys, "grads": outcome.before.grads, "niw": outcome.before.niw}

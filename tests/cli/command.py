@@ -52,10 +52,10 @@ def refused(*arguments: object, says: tuple[str, ...]) -> str:
     return done.err
 
 
-def write_spec(path: Path, model: Path, stream: Path, **changes: Any) -> Path:
+def write_spec(path: Path, model_dir: Path, stream: Path, **changes: Any) -> Path:
     """A spec file of a run of three steps on a tiny model; `changes` replace whole sections."""
     spec = {
-        "model": {"path": str(model), "modules": MODULES, "device": "cpu"},
+        "model": {"path": str(model_dir), "modules": MODULES, "device": "cpu"},
         "data": {"source": str(stream), "size": 30},
         "edits_per_step": 10,
         "editor": {"preset": "paper", "params": {"lr": 0.02}},

@@ -13,10 +13,6 @@ from stablediag.recorders.base import Array, BaseRecorder, Row
 from stablediag.recorders.conformance import check_recorder
 
 
-def columns():
-    return field(default_factory=lambda: {"updates": {"norm": "REAL"}}, init=False)
-
-
 def row(step, module, **values):
     return Row("updates", {"step": step.step, "module": module}, values)
 
@@ -26,7 +22,7 @@ class Sound(BaseRecorder):
     """Counts the steps it has seen, and keeps the count in its state."""
 
     name = "sound"
-    columns: dict = columns()
+    columns: dict = field(default_factory=lambda: {"updates": {"norm": "REAL"}}, init=False)
     seen: int = 0
 
     def on_step(self, step):

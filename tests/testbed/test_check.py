@@ -66,5 +66,5 @@ def test_rows_without_threshold_pass():
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="no model in"):
+    with pytest.raises(ModelError):
         check(tmp_path)

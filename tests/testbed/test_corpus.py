@@ -41,7 +41,7 @@ def test_training_never_sees_what_the_check_asks():
 def test_claims_are_true_as_often_as_false_and_labelled_right():
     world = build_world()
     facts = {(fact.subject, fact.relation): fact for fact in world.facts}
-    claims = [d for d in documents() if d.thought is not None]
+    claims = [d for d in documents() if d.recalled is not None]
     truths = [d.answer == "true" for d in claims]
     assert len(claims) == COUNTS["claims"]
     assert 0.45 < sum(truths) / len(truths) < 0.55

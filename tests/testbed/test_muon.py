@@ -49,7 +49,7 @@ def test_muon_fits_a_linear_map():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 1e-3
+    assert loss.item() < 1e-3
 
 
 def test_decay_and_absent_gradients():

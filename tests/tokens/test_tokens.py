@@ -98,7 +98,8 @@ def test_length_chunks_cover_everything_once_within_the_budget():
         assert sorted(index for chunk in chunks for index in chunk) == list(range(137))
         for chunk in chunks:
             assert len(chunk) == 1 or len(chunk) * max(lengths[i] for i in chunk) <= budget
-    assert len(length_chunks(lengths, token_budget=10_000)) == 1
+            assert max(lengths[i] for i in chunk) <= 1.25 * min(lengths[i] for i in chunk)
+    assert len(length_chunks([8, 9, 10] * 5, token_budget=10_000)) == 1
     assert length_chunks([], token_budget=5) == []
     with pytest.raises(SpecError, match="token_budget"):
         length_chunks([1], token_budget=0)
