@@ -75,11 +75,10 @@ def _options(
 
 
 def _terminal() -> None:
-    """Keep stderr for what the user must read: without the bars and the advice that transformers prints there."""
-    from transformers.utils import logging
+    """Keep stderr for what the user must read."""
+    from stablediag.models import silence_advice
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    silence_advice()
 
 
 def _progress(quiet: bool) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,9 +132,10 @@ def load_model(
         common["revision"] = revision
     where = str(folder) if local else source
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, output_loading_info=True, **common
-        )
+        with _without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, output_loading_info=True, **common
+            )
         model, report = loaded
     except Exception as error:
         raise ModelError(_load_failure(where, local, error)) from error
@@ -240,6 +242,27 @@ def _existing(editable: Mapping[str, ResolvedModule]) -> str:
     kinds = collapse(list(editable))
     shown = ", ".join(kinds[:12]) + (f" and {len(kinds) - 12} more" if len(kinds) > 12 else "")
     return f"this model has {shown}" if kinds else "this model has no linear maps"
+
+
+def silence_advice() -> None:
+    """Keep the advice that transformers prints away from a terminal where errors are one line, for this process."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bar that transformers draws for every checkpoint file; left as it was found."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _final_norm(model: nn.Module) -> str | None:

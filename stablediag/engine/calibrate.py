@@ -173,12 +173,14 @@ def mean_match(
     Raises
     ------
     NumericalError
-        If the deviation is still larger than the tolerance after `rounds` pilots.
+        If a norm is zero or not finite, or the deviation is still larger than the tolerance after `rounds` pilots.
     """
     factors = dict(start)
+    _refuse_useless(wanted, "reference run")
     for _ in range(rounds):
         assign(factors)
         got = run_target()
+        _refuse_useless(got, "pilot")
         deviation = max(abs(got[name] / wanted[name] - 1) for name in wanted)
         if deviation <= tolerance:
             return factors
@@ -186,3 +188,12 @@ def mean_match(
     raise NumericalError(
         f"match mode mean: norms still {deviation:.1%} off after {rounds} pilots: the run collapses; use mode first or every"
     )
+
+
+def _refuse_useless(norms: Mapping[str, float], where: str) -> None:
+    for name, norm in norms.items():
+        if not (math.isfinite(norm) and norm > 0):
+            raise NumericalError(
+                f"match mode mean: the mean update norm of {name} in the {where} is {norm:g}, which nothing can be scaled "
+                "to match: use mode first or every"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,9 +59,14 @@ class Prepared:
         warmup_data = spec.warmup_data
         warmup = load_stream(warmup_data, split="warmup") if warmup_data is not None else []
         self.plan = plan_steps(self.target, warmup, edits_per_step=spec.edits_per_step, placement=spec.warmup.placement)
+        datasets = {"target": dataset_info(spec.data, self.target)}
+        if warmup_data is not None:
+            datasets["warmup"] = dataset_info(warmup_data, warmup)
         self.calibration_edits: Sequence[Edit] = ()
         if getattr(params, "lr", None) == "calibrate":
-            self.calibration_edits = load_stream(self._calibration_data(params.calibration.edits), split="calibration")
+            data = self._calibration_data(params.calibration.edits)
+            self.calibration_edits = load_stream(data, split="calibration")
+            datasets["calibration"] = dataset_info(data, self.calibration_edits)
         self.loaded = load_model(
             spec.model.path,
             modules=spec.model.modules,
@@ -71,26 +77,22 @@ class Prepared:
         self.editor = editor_class(spec.editor.name)(params, self.loaded.modules)
         if getattr(params, "match", None) is not None:
             self.editor.reference = reference_norms(params.match.run, run_dir)
-            self._check_reference(params.match.run, first_only=params.match.mode == "first")
+            self._check_reference(params.match)
         self.recorders: list[Recorder] = build_recorders(spec, self.target)
-        datasets = {"target": dataset_info(spec.data, self.target)}
-        if warmup_data is not None:
-            datasets["warmup"] = dataset_info(warmup_data, warmup)
         recorder_versions = {f"recorder:{recorder.name}": str(recorder.version) for recorder in self.recorders}
         self.info = collect(spec, self.loaded, datasets, versions=recorder_versions)
 
-    def _check_reference(self, run: str, *, first_only: bool) -> None:
+    def _check_reference(self, match: Any) -> None:
         """Refuse a reference run that has no norm for a step that must be matched, before anything is edited."""
+        matched = {"first": 1, "mean": match.steps, "every": None}[match.mode]
         target = [batch.index for batch in self.plan if batch.phase == "target"]
-        steps = {batch.index for batch in self.plan if batch.phase == "warmup"} | set(
-            target[:1] if first_only else target
-        )
+        steps = {batch.index for batch in self.plan if batch.phase == "warmup"} | set(target[:matched])
         for step in sorted(steps):
             for name in self.editor.modules:
                 if (step, name) not in self.editor.reference:
                     raise SpecError(
-                        f"match.run: {run} has no update norm at step {step} of {name}: "
-                        "match a run of the same model, stream and warm-up"
+                        f"match.run: {match.run} has no update norm at step {step} of {name}: "
+                        "match a run of the same model, stream and warm-up that records every step"
                     )
 
     def _calibration_data(self, edits: int) -> DataSpec:
@@ -134,7 +136,7 @@ def reference_norms(run: str, run_dir: Path) -> dict[tuple[int, str], float]:
     reference = Run.open(path)
     if reference.state != "complete":
         raise SpecError(f"match.run: {path} is not complete: finish it with `stablediag resume {path}`")
-    table = reference.table("updates") if "updates" in reference.tables() else {}
+    table: Any = reference.table("updates") if "updates" in reference.tables() else {}
     if "norm" not in table or table["norm"].isna().any():
         raise SpecError(
             f"match.run: {path} did not record every update norm: use the standard or the light recorders there"

@@ -96,7 +96,7 @@ class Session:
         Raises
         ------
         StoreError
-            If the run is complete, broken, or held by another process, or its inputs have changed.
+            If the run is complete, cannot be read, or is held by another process, or its inputs have changed.
         """
         stored = Run.open(path)
         if stored.state == "complete":

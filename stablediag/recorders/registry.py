@@ -197,7 +197,7 @@ def snapshot_prompts(spec: Spec, stream: Sequence[Edit]) -> tuple[str, ...]:
         return tuple(probe.prompt for probe in snapshot_probes(snapshots.prompts))
     prompts = tuple(dict.fromkeys(probe.prompt for edit in stream for probe in edit.locality))[: snapshots.prompts]
     if not prompts:
-        raise SpecError('snapshots: the stream has no locality prompts to take hidden states of; set schedule: never')
+        raise SpecError("snapshots: the stream has no locality prompts to take hidden states of; set schedule: never")
     return prompts
 
 

@@ -47,7 +47,7 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def journal_mode(path: Path) -> str:
-    """"wal" on a local disk, "delete" (a rollback journal) anywhere else."""
+    """ "wal" on a local disk, "delete" (a rollback journal) anywhere else."""
     return "wal" if file_system(path) in LOCAL_FILE_SYSTEMS else "delete"
 
 

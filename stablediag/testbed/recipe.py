@@ -64,18 +64,18 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 4500
+    steps: int = 3800
     batch: int = 160
-    growth: float = 0.33
-    decay: float = 0.3
+    growth: float = 0.3
+    decay: float = 0.35
     first_facts: int = 400
-    mix_first: tuple[float, ...] = (0.50, 0.20, 0.05, 0.25)
-    mix_then: tuple[float, ...] = (0.40, 0.20, 0.05, 0.35)
+    mix_first: tuple[float, ...] = (0.50, 0.25, 0.05, 0.20)
+    mix_then: tuple[float, ...] = (0.45, 0.30, 0.05, 0.20)
     lr_muon: float = 4e-3
     lr_adamw: float = 3e-3
     weight_decay: float = 0.0
     prompt_share: float = 0.05
-    hint: float = 0.5
+    hint: float = 1.0
     hidden: int = 128
     layers: int = 4
     heads: int = 4

@@ -16,7 +16,9 @@ NAMES = ("a", "b")
 
 
 def make_modules():
-    return {name: ResolvedModule(name, torch.nn.Linear(D_IN, D_OUT, bias=False), "linear", D_IN, D_OUT) for name in NAMES}
+    return {
+        name: ResolvedModule(name, torch.nn.Linear(D_IN, D_OUT, bias=False), "linear", D_IN, D_OUT) for name in NAMES
+    }
 
 
 def make_captures(step, *, rows=ROWS, scale=1.0):
@@ -64,7 +66,9 @@ def twin(history, captures, params: LNParams, name):
     h, v = captures[name].keys, captures[name].grads
     if params.normaliser == "full" and n > d + 1:
         sigma = scatter / (n - d - 1)
-        sigma = (1 - params.shrinkage) * sigma + params.shrinkage * sigma.trace() / d * torch.eye(d, dtype=torch.float64)
+        sigma = (1 - params.shrinkage) * sigma + params.shrinkage * sigma.trace() / d * torch.eye(
+            d, dtype=torch.float64
+        )
         values, vectors = torch.linalg.eigh(sigma)
         floor = {"none": 0.0, "absolute": params.floor, "relative": params.floor * sigma.trace() / d}[params.floor_kind]
         v = (v - mean) @ vectors @ torch.diag(values.clamp_min(floor).rsqrt()) @ vectors.T
@@ -103,7 +107,9 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("switch", SWITCHES, ids=[", ".join(f"{k}={v}" for k, v in s.items()) or "paper" for s in SWITCHES])
+@pytest.mark.parametrize(
+    "switch", SWITCHES, ids=[", ".join(f"{k}={v}" for k, v in s.items()) or "paper" for s in SWITCHES]
+)
 def test_every_switch_against_the_pooled_twin(switch):
     params = LNParams(lr=0.01, **switch)
     editor = LNEditor(params, make_modules())
@@ -117,7 +123,9 @@ def test_every_switch_against_the_pooled_twin(switch):
         history.append(captures)
 
 
-@pytest.mark.parametrize("switch", [s for s in SWITCHES if s not in ({}, {"prior_kind": "none"}, {"floor_kind": "none"})])
+@pytest.mark.parametrize(
+    "switch", [s for s in SWITCHES if s not in ({}, {"prior_kind": "none"}, {"floor_kind": "none"})]
+)
 def test_every_switch_changes_the_update(switch):
     """A switch that is read by nobody would pass the twin of its default."""
     plain, other = (LNEditor(LNParams(lr=0.01, **s), make_modules()) for s in ({}, switch))
@@ -204,7 +212,8 @@ def test_matched_norms_equal_the_reference():
 
 def test_presets_are_valid_and_named_in_one_place():
     for name in PRESETS:
-        assert resolve_params("ln", name, {"lr": 0.1}).lr == 0.1
+        needed = {"match": {"run": "other"}} if name == "no_ln_matched" else {}
+        assert resolve_params("ln", name, {"lr": 0.1, **needed}).lr == 0.1
     with pytest.raises(SpecError, match="unknown preset 'papr'"):
         resolve_params("ln", "papr", {})
     with pytest.raises(SpecError, match="ridge"):

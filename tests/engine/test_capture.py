@@ -194,7 +194,9 @@ def test_layers_below_run_without_a_graph_and_the_head_sees_only_answers(llama_d
     handles = [
         layers[1].register_forward_hook(lambda m, a, out: seen.update(below=out)),
         layers[3].register_forward_hook(lambda m, a, out: seen.update(above=out)),
-        loaded.model.lm_head.register_forward_hook(lambda m, a, out: seen.update(head=seen["head"] + out.shape[:2].numel())),
+        loaded.model.lm_head.register_forward_hook(
+            lambda m, a, out: seen.update(head=seen["head"] + out.shape[:2].numel())
+        ),
     ]
     capture(loaded.model, loaded.modules, tokens, CaptureNeeds())
     for handle in handles:

@@ -136,7 +136,15 @@ def test_matched_control_has_the_norms_of_the_run_it_names(make_spec, tmp_path, 
         pd.testing.assert_frame_equal(norms[0], norms[1], rtol=1e-5)
     if mode == "first":
         pd.testing.assert_series_equal(norms[0].loc[1], norms[1].loc[1], rtol=1e-5)
-        assert control.table("updates").set_index(["step", "module"])["match_scale"].unstack().loc[1:].nunique().eq(1).all()
+        assert (
+            control.table("updates")
+            .set_index(["step", "module"])["match_scale"]
+            .unstack()
+            .loc[1:]
+            .nunique()
+            .eq(1)
+            .all()
+        )
     if mode == "mean":
         ratio = norms[1].loc[1:].mean() / norms[0].loc[1:].mean()
         assert ratio.sub(1).abs().max() < 0.02

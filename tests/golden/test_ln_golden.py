@@ -40,7 +40,9 @@ def batches(folder: Any, run: str) -> list[EditBatch]:
         phase = entry["phase"]
         first = done[phase]
         done[phase] += STEP
-        edits = [Edit(f"{phase}{first + i}", r["src"], r["ans"]) for i, r in enumerate(records[phase][first : first + STEP])]
+        edits = [
+            Edit(f"{phase}{first + i}", r["src"], r["ans"]) for i, r in enumerate(records[phase][first : first + STEP])
+        ]
         steps.append(EditBatch(entry["step"], phase, tuple(edits)))
     return steps
 
@@ -72,7 +74,9 @@ def replay(folder: Any, run: str, *, device: str = "cpu") -> dict[str, Any]:
             logged = entry.get("logged", {}).get(f"{proposal.module}/cos_sim")
             if batch.phase == "target":
                 if logged is not None:
-                    worst["cosine"] = max(worst["cosine"], abs(float(proposal.update.cosine(previous[number])) - logged))
+                    worst["cosine"] = max(
+                        worst["cosine"], abs(float(proposal.update.cosine(previous[number])) - logged)
+                    )
                 previous[number] = proposal.update
             writer.apply(proposal.module, proposal.update)
             applied.append(Applied(proposal, None))
@@ -128,7 +132,8 @@ def test_cold_run_switches_to_whitening_where_the_release_does(golden_dir):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stats_scope": "layer"}, {"block_var": "sample"}, {"ridge": 1.0}, {"warmup_norm": "same"}, {"floor": 1e-5}]
+    "wrong",
+    [{"stats_scope": "layer"}, {"block_var": "sample"}, {"ridge": 1.0}, {"warmup_norm": "same"}, {"floor": 1e-5}],
 )
 def test_a_wrong_switch_is_not_mistaken_for_the_release(golden_dir, wrong, monkeypatch):
     monkeypatch.setitem(RUNS, "stable_warmup", ("released", {"lr": 1e-3, **wrong}))

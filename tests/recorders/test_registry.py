@@ -146,7 +146,8 @@ def test_mistakes_are_named(recorders, message):
 
 def test_a_third_party_recorder_is_built():
     (mine,) = build_recorders(
-        spec(recorders=[{"name": "tests.recorders.test_registry:Mine", "params": {"power": 2.0}, "schedule": "end"}]), STREAM
+        spec(recorders=[{"name": "tests.recorders.test_registry:Mine", "params": {"power": 2.0}, "schedule": "end"}]),
+        STREAM,
     )
     assert (mine.name, mine.power) == ("mine", 2.0)
     assert due(mine.schedule, 4) == [3]

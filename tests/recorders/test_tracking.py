@@ -129,7 +129,7 @@ def test_drift_equals_the_dense_twin(step_view, d):
 
 def test_forgetting_leaves_no_covariance_shift(step_view):
     first, second = proposals(blocks([60, 60]))
-    (scope, tracked), = second.tracked.items()
+    ((scope, tracked),) = second.tracked.items()
     second.tracked[scope] = Tracked(tracked.after, tracked.before_nu, tracked.before_mean, None)
     found = record(DriftSurrogates(), step_view, [first, second])
     assert found[1]["cov_shift"] is None

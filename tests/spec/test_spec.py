@@ -104,7 +104,7 @@ def test_what_only_looks_like_it_stays_a_string(tmp_path, text):
         ("seed: !!python/object:os.system 1", [], "SPEC.yaml, line 1: not valid YAML"),
         ("", [], "SPEC.yaml: expected a mapping of keys such as model, data and editor, got an empty file"),
         ("- seed", [], "SPEC.yaml: expected a mapping"),
-        ("seed: 1", ["data.size=x"], "override \"data.size=x\": data.size: input should be a valid integer"),
+        ("seed: 1", ["data.size=x"], 'override "data.size=x": data.size: input should be a valid integer'),
         ("seed: 1", ["dta.size=3"], 'override "dta.size=3": unknown key "dta"; nearest is "data"'),
         ("seed: 1", ["data.seed"], 'override "data.seed": expected key=value'),
         ("seed: 1", ["=3"], 'override "=3": expected key=value'),

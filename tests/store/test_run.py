@@ -143,7 +143,7 @@ def test_rows_of_later_steps_fill_the_same_wide_row(tmp_path):
         (lambda t: t.row("meta", {}, {}), 'no table "meta"'),
         (lambda t: t.row("steps", {}, {"los": 1.0}), 'table "steps" has no column "los"; declared: phase, edits, loss'),
         (lambda t: t.row("steps", {}, {"step": 1}), 'has no column "step"'),
-        (lambda t: t.row("updates", {}, {}), 'key is (step, module), got (step)'),
+        (lambda t: t.row("updates", {}, {}), "key is (step, module), got (step)"),
         (lambda t: t.row("updates", {"module": None}, {}), "a key cannot be missing"),
         (lambda t: t.row("steps", {}, {"loss": "x"}), "steps.loss: a str (x) does not fit a column of type REAL"),
         (lambda t: t.row("steps", {}, {"edits": 1.5}), "does not fit a column of type INTEGER"),

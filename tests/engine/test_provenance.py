@@ -1,0 +1,78 @@
+"""Where a run says that it comes from."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from stablediag.engine import provenance
+from stablediag.engine.prepare import Prepared
+from stablediag.spec import Spec
+from tests.engine.streams import write_stream
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A git checkout of somebody; the package's file is made to lie inside it."""
+    environment = ["-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *environment, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "package").mkdir()
+    file = tmp_path / "package" / "provenance.py"
+    file.write_text("x = 1\n", encoding="utf-8")
+    (tmp_path / "readme").write_text("text\n", encoding="utf-8")
+    git("init", "--quiet")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    return file, git
+
+
+def test_code_of_a_clean_and_a_changed_checkout(checkout):
+    file, git = checkout
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    state = provenance.code_state()
+    assert re.fullmatch("[0-9a-f]{40}", state["commit"])
+    assert state["dirty"] is False
+    file.write_text("x = 2\n", encoding="utf-8")
+    assert provenance.code_state() == {"commit": state["commit"], "dirty": True}
+
+
+def test_code_installed_inside_a_strangers_checkout_is_not_their_commit(checkout):
+    _, git = checkout
+    git("add", "readme")
+    git("commit", "--quiet", "-m", "first")
+    assert provenance.code_state() == {}
+
+
+def test_code_without_a_commit_or_without_git(checkout, monkeypatch):
+    assert provenance.code_state() == {}
+    monkeypatch.setenv("PATH", "")
+    assert provenance.code_state() == {}
+
+
+def test_info_is_plain_json_with_all_that_identifies_a_run(llama_dir, tmp_path):
+    stream = write_stream(tmp_path / "edits.jsonl", 60)
+    spec = Spec.from_mapping(
+        {
+            "model": {"path": str(llama_dir), "modules": ["layers.1.mlp.down_proj"], "device": "cpu"},
+            "data": {"source": str(stream), "size": 20, "seed": 4},
+            "warmup": {"size": 10},
+            "editor": {"params": {"lr": 1.0}},
+            "seed": 3,
+        }
+    )
+    info = Prepared(spec, run_dir=tmp_path / "run").info
+    assert info.digest == spec.digest()
+    assert Spec.from_mapping(dict(info.spec)).digest() == info.digest
+    assert {"python", "torch", "transformers", "stablediag", "engine"} <= info.versions.keys()
+    assert any(name.startswith("recorder:") for name in info.versions)
+    assert info.seeds == {"run": 3, "data": 4}
+    assert set(info.dataset) == {"target", "warmup"}
+    assert all(re.fullmatch("[0-9a-f]{64}", stream["sha256"]) for stream in info.dataset.values())
+    assert list(info.model["sha256"]) == ["model.safetensors"]
+    json.dumps([info.versions, info.code, info.model, info.dataset, info.seeds, info.device, info.created])

@@ -1,0 +1,168 @@
+"""Staleness, repeatability, failures that stay alone, and one small end-to-end build on a real model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from figures import build, output, registry, runs
+from figures.figure_8 import NEEDS
+from figures.needs import Need, Scale, resolve
+from stablediag.recorders.tracking import Conditioning
+from stablediag.stats import spectra
+from tests.figures.fake import Plant, write_run
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_redrawn_bit_for_bit_and_left_alone_when_nothing_changed(
+    fill: Callable[..., Path],
+    scale: Scale,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    root, out = fill("figure-8"), tmp_path / "out"
+    assert build.build(["figure-8"], scale, root, out, jobs=1) == 0
+    first = files(out)
+    for path in out.iterdir():
+        path.unlink()
+    assert build.build(["figure-8"], scale, root, out, jobs=1) == 0
+    assert files(out) == first
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(spectra, "noise_curves", refuse)
+    assert build.build(["figure-8"], scale, root, out, jobs=1) == 0
+    assert "figure-8: unchanged" in capsys.readouterr().out
+
+
+def test_a_figure_is_drawn_again_when_data_or_files_change(
+    fill: Callable[..., Path], scale: Scale, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, out = fill("figure-8"), tmp_path / "out"
+    build.build(["figure-8"], scale, root, out, jobs=1)
+    assert build.listing(["figure-8"], scale, root, out)[0]["state"] == "drawn"
+    (out / "figure-8.png").write_bytes(b"")
+    assert build.listing(["figure-8"], scale, root, out)[0]["state"] == "missing"
+    build.build(["figure-8"], scale, root, out, jobs=1)
+    need = NEEDS.resolve(scale)[0]
+    runs._put_aside(root / need.directory)
+    assert build.listing(["figure-8"], scale, root, out)[0] == {
+        "id": "figure-8", "title": registry.module("figure-8").TITLE, "runs": 6, "ready": 5, "state": "stale",
+    }  # fmt: skip
+    write_run(need, root, Plant(extra_fall=3.0))
+    capsys.readouterr()
+    build.build(["figure-8"], scale, root, out, jobs=1)
+    assert "figure-8: drawn" in capsys.readouterr().out
+
+
+def test_what_makes_a_run_stale(scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = resolve("stableedit", "healthy", 0, scale)
+    assert runs.status(need, tmp_path).state == "missing"
+    path = write_run(need, tmp_path, Plant())
+    assert runs.status(need, tmp_path).state == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "ENGINE_VERSION", -1)
+        assert runs.status(need, tmp_path).reason.startswith("engine version")
+    with monkeypatch.context() as patch:
+        patch.setattr(Conditioning, "version", -1)
+        assert runs.status(need, tmp_path).reason.startswith("recorder conditioning")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_weights", lambda _: {"model.safetensors": "another"})
+        assert runs.status(need, tmp_path).reason == "model weights"
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_stream_hash", lambda data, split: "another")
+        assert runs.status(need, tmp_path).reason == "target stream"
+    other = Need(need.arm, need.setting, need.seed, need.spec.model_copy(update={"seed": 9}))
+    path.rename(tmp_path / other.directory)
+    assert runs.status(other, tmp_path).reason == "spec digest"
+    (tmp_path / other.directory / "run.sqlite").write_bytes(b"not a database")
+    assert runs.status(other, tmp_path).state == "broken"
+
+
+def test_an_unfinished_run_is_seen_as_such(scale: Scale, tmp_path: Path) -> None:
+    need = resolve("no_warmup", "healthy", 1, scale)
+    write_run(need, tmp_path, Plant(), state="interrupted")
+    assert runs.status(need, tmp_path).state == "unfinished"
+
+
+def test_a_matched_run_is_made_after_its_reference(scale: Scale) -> None:
+    matched, plain = resolve("no_ln_first", "healthy", 0, scale), resolve("stableedit", "healthy", 0, scale)
+    assert matched.matches == plain.directory
+    assert [[n.arm for n in level] for level in runs._levels([matched, plain])] == [["stableedit"], ["no_ln_first"]]
+    assert resolve("no_ln_first", "stress", 0, scale).matches != plain.directory
+
+
+def test_a_preset_is_part_of_the_digest_and_a_warm_up_is_not_forced_on_an_arm_without(scale: Scale) -> None:
+    full, plain = resolve("stableedit", "healthy", 0, scale), resolve("no_whitening", "healthy", 0, scale)
+    assert full.spec.editor.params["normaliser"] == "full"
+    assert full.digest != plain.digest
+    assert resolve("ultraedit", "healthy", 0, scale).spec.warmup.size == 0
+    assert full.spec.warmup.size == 30
+
+
+def test_a_failing_figure_does_not_stop_the_others(
+    fill: Callable[..., Path],
+    scale: Scale,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    root, out = fill("figure-8"), tmp_path / "out"
+    fill("table-3")
+
+    def fails(frame: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(registry.module("figure-8"), "draw", fails)
+    assert build.build(["figure-8", "table-3"], scale, root, out, jobs=1) == 1
+    assert (out / "table-3.png").exists()
+    assert not (out / "figure-8.json").exists()
+    error = capsys.readouterr().err
+    assert error.startswith("failed: figure-8: ValueError: no ink")
+    assert error.count("\n") == 1
+
+
+def test_a_failing_run_fails_its_figures_only(scale: Scale, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The model does not exist here, so that runs that have to be made cannot be."""
+    root, out = tmp_path / "runs", tmp_path / "out"
+    for need in registry.module("table-3").NEEDS.resolve(scale):
+        write_run(need, root, Plant())
+    small = Scale("small", (0,), (0,), {"stress": scale.settings["stress"]}, scale.common)
+    broken = resolve("stableedit", "stress", 0, small)
+    runs._put_aside(root / broken.directory)
+    assert build.build(["table-3", "figure-8"], small, root, out, jobs=1) == 1
+    captured = capsys.readouterr()
+    assert "[1/1] stableedit, stress, seed 0: failed: ModelError" in captured.out
+    assert "1 of 4 runs failed" in captured.err
+
+
+def test_sidecar_says_what_a_figure_is_made_of(fill: Callable[..., Path], scale: Scale, tmp_path: Path) -> None:
+    root, out = fill("figure-8"), tmp_path / "out"
+    build.build(["figure-8"], scale, root, out, jobs=1)
+    found = json.loads((out / "figure-8.json").read_text())
+    digests = {need.digest for need in NEEDS.resolve(scale)}
+    assert {run["digest"] for run in found["runs"]} == digests
+    assert "matplotlib" in found["versions"]
+    pdf = (out / "figure-8.pdf").read_bytes()
+    assert b"CreationDate" not in pdf
+    assert b"/FontType 42" in pdf or b"/CIDFontType2" in pdf or b"/TrueType" in pdf or b"FlateDecode" in pdf
+    assert sorted(digests)[0][:16].encode() in (out / "figure-8.png").read_bytes()
+    assert output.headline(found).endswith("(1 more in SUMMARY.md)")
+
+
+def test_command_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert build.main(["figure-99"]) == 2
+    assert "figure-99" in capsys.readouterr().err
+    arguments = ["table-3", "--quick", "--list", "--json", "--runs", str(tmp_path), "--out", str(tmp_path)]
+    assert build.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "missing"
+    assert build.main(arguments[:3] + arguments[4:]) == 0
+    assert "runs   0/8" in capsys.readouterr().out
