@@ -141,7 +141,11 @@ def fall_verdicts(frame: pd.DataFrame, what: str) -> list[Verdict]:
         mine = table[table["arm"] == arm]
         gap = compare.ratio(mine, value="fall", arm="series", first="measured", second="stationary")
         factors = {name: mine.loc[mine["series"] == name, "fall"].mean() for name in ("measured", "stationary")}
-        name = f"falls by a factor of {factors['measured']:.3g}, noise alone by {factors['stationary']:.3g}; ratio"
+        share = np.log(factors["stationary"]) / np.log(factors["measured"])
+        name = (
+            f"falls by a factor of {factors['measured']:.3g}, noise alone by {factors['stationary']:.3g} "
+            f"({100 * share:.0f} % of the fall in logarithms); ratio"
+        )
         found.append(judge(f"{title}: {what} falls by more than noise alone", gap, name=name, shown_above=1.0))
     return found
 

@@ -117,9 +117,11 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
     found = []
     for setting, title in ROWS.items():
         mine = numbers[numbers["setting"] == setting]
-        kept = compare.t_interval(mine.loc[mine["arm"] == "stableedit", "cka"])
-        overlap = f"{title}: StableEdit's cloud overlaps the unedited one (linear CKA above 0.9)"
-        found.append(judge(overlap, kept, name="linear CKA", shown_above=0.9))
+        kept = mine[mine["arm"] == "stableedit"]
+        overlap = f"{title}: StableEdit's cloud stays on the unedited one (its centre moves by less than 0.25 radii)"
+        name = f"linear CKA {kept['cka'].mean():.2f}; 1 - shift"
+        near = compare.t_interval(1 - kept["shift"])
+        found.append(judge(overlap, near, name=name, shown_above=0.75, opposite_below=0.75))
         for arm in ("no_ln_first", "no_ln"):
             gap = compare.paired(mine, value="shift", arm="arm", first=arm, second="stableedit")
             levels = {a: mine.loc[mine["arm"] == a, "shift"].mean() for a in (arm, "stableedit")}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from stablediag.stats import spectra
 from stablediag.store.run import Run
 from stablediag.store.state import load_state
 
@@ -67,9 +68,10 @@ def over_modules(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def final_spectra(one: ArmRun) -> dict[str, np.ndarray]:
-    """Eigenvalues of the covariance estimate at the end of a run, by scope (ascending, float64, shape [d]).
+    """Spectrum of the value gradients' covariance by scope, as the end of the run tells it (float64, shape [d]).
 
-    They are computed from the editor's state in the last checkpoint; scopes without a covariance are left out.
+    It comes from the editor's state in the last checkpoint: eigenvalues of the unbiased estimate, shrunk to undo the spread
+    that the finite number of rows adds. Scopes without a covariance are left out.
     """
     pointer = one.run.checkpoint
     if pointer is None:
@@ -79,10 +81,10 @@ def final_spectra(one: ArmRun) -> dict[str, np.ndarray]:
     for name, scale in tensors.items():
         if name.startswith("editor/") and name.endswith("/niw/scale"):
             scope = name.removeprefix("editor/").removesuffix("/niw/scale")
-            psi = scale.double().numpy()
-            nu, d = float(tensors[name.removesuffix("scale") + "nu"]), len(psi)
-            if nu > d + 1:
-                found[scope] = np.linalg.eigvalsh(psi / (nu - d - 1))
+            rows = float(tensors[name.removesuffix("scale") + "nu"])
+            if rows > len(scale) + 1:
+                eigenvalues = np.linalg.eigvalsh(scale.double().numpy() / (rows - 1))
+                found[scope] = spectra.shrunk_spectrum(eigenvalues, rows)
     return found
 
 

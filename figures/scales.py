@@ -27,12 +27,12 @@ def full() -> Scale:
 
 
 def quick() -> Scale:
-    """Two seeds, one for the streams; 600 and 1,000 edits, 50 a step."""
+    """Two seeds; 600 and 1,000 edits, 50 a step."""
     short = ("edits_per_step=50", "warmup.size=200", "evaluation.subsample=150", "snapshots.prompts=300")
     return Scale(
         name="quick",
         seeds=(0, 1),
-        stream_seeds=(0,),
+        stream_seeds=(0, 1),
         settings={
             "healthy": ("data.size=600", *short),
             "stress": ("data.size=1000", *short),

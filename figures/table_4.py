@@ -81,13 +81,15 @@ def draw(frame: pd.DataFrame) -> Figure:
             missing = [arm for arm in dict.fromkeys(part["arm"]) if arm not in set(mine["arm"])]
             gaps = pd.DataFrame({"arm": missing, "mean": float("nan"), "low": float("nan"), "high": float("nan")})
             plots.dots(pd.concat([mine, gaps]) if missing else mine, ax)
-            ax.xaxis.set_major_locator(MaxNLocator(2))
+            ax.xaxis.set_major_locator(MaxNLocator(3))
             if row == 0:
                 ax.set_title(heading.replace(", ", ",\n"), fontsize=7)
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             ax.tick_params(labelbottom=True)
             if column:
                 ax.tick_params(labelleft=False)
+            low, high = ax.get_xlim()
+            ax.set_xlim(max(low, -0.03), min(high, 1.03))
         axes[row, 0].set_ylabel(title)
         axes[row, 0].tick_params(axis="y", labelsize=6.5)
     figure.supxlabel("share of answer tokens (capability: share of items)", fontsize=7)

@@ -56,8 +56,8 @@ LOOKS: dict[str, Look] = {
     "ultraedit_no_ln": Look("ULTRAEDIT without LN, same rate", "#6B6B6B", "+", (0, (1, 2.5))),
     "no_ln_first": Look("no LN, norm matched at step 1", "#CC79A7", "*", (0, (5, 1, 1, 1))),
     "no_ln_every": Look("no LN, norm matched every step", "#009E73", "X", (0, (2, 1))),
-    "stationary": Look("noise: constant covariance", "#4D4D4D", "", (0, (3, 1.5))),
-    "isotropic": Look("noise: Marchenko-Pastur", "#9A9A9A", "", (0, (1, 1))),
+    "stationary": Look("noise: final covariance, held constant", "#4D4D4D", "", (0, (3, 1.5))),
+    "isotropic": Look("noise: identity (Marchenko-Pastur)", "#9A9A9A", "", (0, (1, 1))),
 }
 
 
@@ -170,7 +170,7 @@ def clouds(frame: pd.DataFrame, ax: Axes, *, arm: str, x: str = "x", y: str = "y
         if not len(points):
             continue
         ax.scatter(
-            points[x], points[y], s=3, color=color, marker=marker, alpha=0.35, linewidths=0, zorder=2, rasterized=True
+            points[x], points[y], s=5, color=color, marker=marker, alpha=0.5, linewidths=0, zorder=2, rasterized=True
         )
         if len(points) > 2:
             e = covariance_ellipse(points[[x, y]].to_numpy())

@@ -66,7 +66,9 @@ class Session:
         )
         self._evaluate = schedule_from(self.spec.evaluation.schedule)
         self._snapshot = schedule_from(self.spec.snapshots.schedule)
-        self._target_steps = sum(batch.phase == "target" for batch in self.plan)
+        targets = [batch.index for batch in self.plan if batch.phase == "target"]
+        self._target_steps = len(targets)
+        self._target_index = {index: place for place, index in enumerate(targets)}
         self._next = 0
         self._started = False
         self._ended = False
@@ -170,7 +172,7 @@ class Session:
             self._checkpoint(tx, last)
 
     def _step(self, batch: EditBatch) -> None:
-        target_step = self._target_index(batch)
+        target_step = self._target_index.get(batch.index)
         with self._writer.transaction(batch.index) as tx:
             for kind, text in self._tuner.prepare(batch):
                 tx.event(kind, text)
@@ -269,11 +271,6 @@ class Session:
         )
         for recorder in self.recorders:
             self._store(tx, recorder.on_snapshot(view))
-
-    def _target_index(self, batch: EditBatch) -> int | None:
-        if batch.phase != "target":
-            return None
-        return sum(other.phase == "target" for other in self.plan[: batch.index])
 
     def _store(self, tx: Any, items: Iterable[Item]) -> None:
         immediate = []

@@ -38,8 +38,13 @@ class Interval:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{self.mean:.3g} (n = {self.n}, no interval)"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}] (n = {self.n})"
+            return f"{_short(self.mean)} (n = {self.n}, no interval)"
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}] (n = {self.n})"
+
+
+def _short(value: float) -> str:
+    """Three digits; rounding errors of a difference of equal numbers are zero."""
+    return f"{0.0 if abs(value) < 1e-12 else value:.3g}"
 
 
 def t_interval(values: Iterable[float], *, level: float = 0.95) -> Interval:

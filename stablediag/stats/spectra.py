@@ -72,6 +72,31 @@ def iid_mean_shift(rows: Sequence[float], trace: float) -> Floats:
     return np.sqrt(trace * n / (after * before))
 
 
+def shrunk_spectrum(eigenvalues: ArrayLike, rows: float) -> Floats:
+    r"""Population spectrum behind a sample spectrum: the same trace, and the spread that is left when noise is taken out.
+
+    :math:`\lambda' = \bar\lambda + \sqrt{1 - \rho} (\lambda - \bar\lambda)`, where :math:`1 - \rho` is the share of the squared
+    spread that is not noise. (Shrinking by :math:`1 - \rho` itself minimises the error of the matrix, but narrows the
+    spectrum too much.) A simulation from the sample spectrum would spread it a second time.
+
+    Parameters
+    ----------
+    eigenvalues : array-like, shape [d]
+        Of an unbiased covariance estimate (divisor N - 1).
+    rows : float
+        Number N of rows behind it.
+
+    Notes
+    -----
+    Y. Chen, A. Wiesel, Y. C. Eldar and A. O. Hero, Shrinkage algorithms for MMSE covariance estimation, 2010: the estimate of rho.
+    """
+    w = np.asarray(eigenvalues, dtype=np.float64)
+    d, square, trace2 = len(w), float((w**2).sum()), float(w.sum()) ** 2
+    spread = (rows + 1 - 2 / d) * (square - trace2 / d)
+    rho = min(1.0, ((1 - 2 / d) * square + trace2) / spread) if spread > 0 else 1.0
+    return w.mean() + np.sqrt(1 - rho) * (w - w.mean())
+
+
 def noise_curves(
     rows: Sequence[int], eigenvalues: ArrayLike, *, seed: int = 0, repeats: int = 1, prior: float = 0.0
 ) -> pd.DataFrame:

@@ -70,11 +70,13 @@ class _Asker:
             for row, i in enumerate(rows):
                 end = len(sequences[i])
                 found[i] = hidden[row, end - last[i] : end]
+        if not found:
+            return []
         flat = self.model.get_output_embeddings()(torch.cat([found[i] for i in range(len(sequences))]))
         return list(flat.split(list(last)))
 
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+        return self.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
 
     @torch.inference_mode()
     def recalled(self, items: Sequence[tuple[str, str]]) -> list[bool]:

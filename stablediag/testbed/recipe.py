@@ -64,18 +64,18 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 3800
+    steps: int = 4500
     batch: int = 160
-    growth: float = 0.3
-    decay: float = 0.35
+    growth: float = 0.33
+    decay: float = 0.3
     first_facts: int = 400
-    mix_first: tuple[float, ...] = (0.50, 0.25, 0.05, 0.20)
-    mix_then: tuple[float, ...] = (0.45, 0.30, 0.05, 0.20)
+    mix_first: tuple[float, ...] = (0.50, 0.20, 0.05, 0.25)
+    mix_then: tuple[float, ...] = (0.40, 0.20, 0.05, 0.35)
     lr_muon: float = 4e-3
     lr_adamw: float = 3e-3
     weight_decay: float = 0.0
     prompt_share: float = 0.05
-    hint: float = 1.0
+    hint: float = 0.5
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -213,7 +213,10 @@ def _write(
         "world_seed": WORLD_SEED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "account": account,
-        "checks": [{**asdict(row), "passed": row.passed, "used_in_studies": row.passed} for row in rows],
+        "checks": [
+            {**asdict(row), "passed": row.passed, "used_in_studies": row.passed and row.threshold is not None}
+            for row in rows
+        ],
     }
     (building / "recipe.json").write_text(json.dumps(report, indent=1) + "\n")
     for path in building.iterdir():

@@ -75,13 +75,15 @@ def _fact_edit(fact: Fact, kind: Kind, split: str, world: World, locality: dict[
 
 
 def _claim_edit(fact: Fact, split: str, world: World, locality: dict[str, tuple[Fact, ...]]) -> Edit:
-    """An edit that flips the truth label of a claim; one claim per fact, true and false ones equally likely."""
+    """An edit that flips the truth label of a claim; one claim per fact, true and false ones equally likely.
+
+    It has no persona probes: training puts personas in front of questions only, never of claims.
+    """
     rng = random.Random(f"claims-{fact.key}")
     truth = rng.random() < 0.5
     stated = fact.object if truth else _other(fact, world, rng)
     prompt, *rephrases = (fact.claim(stated, index) for index in range(len(CLAIM_TEMPLATES)))
     target = TRUTH[not truth]
-    persona = rng.randrange(len(PERSONAS))
     return Edit(
         id=f"claims:{fact.key}",
         prompt=prompt,
@@ -94,9 +96,8 @@ def _claim_edit(fact: Fact, split: str, world: World, locality: dict[str, tuple[
             _claim_probe(_draw(locality["person"], fact.subject, rng), world, rng),
             _fact_probe(_draw(locality["person"], fact.subject, rng), "locality"),
         ),
-        persona=(Probe(f"{PERSONAS[persona]} {prompt}", target, kind="persona", id=f"persona:claims:{fact.key}"),),
         source=f"testbed:claims:{split}",
-        meta={"known": fact.known, "persona": persona, "stated": stated},
+        meta={"known": fact.known, "stated": stated},
     )
 
 

@@ -47,16 +47,12 @@ _BAD = [
 _WORKS = ["film", "novel", "play", "song", "concert", "meal", "hotel", "game", "lecture", "show"]
 _DEGREES = ["very", "really", "rather", "quite", "truly", "simply"]
 
-_ADJECTIVES = ["big", "small", "happy", "angry", "quick", "smart", "calm", "proud", "tired", "strange"]
-_PEOPLE = ["child", "doctor", "thief", "singer", "teacher", "sailor", "judge", "nurse", "guard", "cook"]
-_SYNONYMS = [
-    ("begins", "starts"),
-    ("ends", "finishes"),
-    ("hides", "conceals"),
-    ("helps", "assists"),
-    ("buys", "purchases"),
-    ("sees", "spots"),
-]
+_SYNONYMS = {
+    "adjective": [("big", "large"), ("small", "little"), ("happy", "glad"), ("angry", "furious")],
+    "noun": [("child", "kid"), ("doctor", "physician"), ("ship", "vessel"), ("thief", "robber")],
+    "verb": [("begins", "starts"), ("ends", "finishes"), ("hides", "conceals"), ("helps", "assists")],
+}
+_PARTS = ("adjective", "noun", "verb")
 
 _SINGULAR = ["dog", "cat", "bird", "horse", "boy", "girl", "king", "queen", "farmer", "baker"]
 _PLURAL = ["dogs", "cats", "birds", "horses", "boys", "girls", "kings", "queens", "farmers", "bakers"]
@@ -120,12 +116,14 @@ def _sentiment(label: str, rng: random.Random) -> str:
 
 
 def _paraphrase(label: str, rng: random.Random) -> str:
-    pair = rng.choice(_SYNONYMS)
-    first, second = rng.choice(pair), rng.choice(pair)
+    slots = [rng.choice(_SYNONYMS[part]) for part in _PARTS]
+    first = [rng.choice(pair) for pair in slots]
+    second = [rng.choice(pair) for pair in slots]
     if label == "different":
-        second = rng.choice(rng.choice([other for other in _SYNONYMS if other != pair]))
-    subject = f"the {rng.choice(_ADJECTIVES)} {rng.choice(_PEOPLE)}"
-    return f"first : {subject} {first} . second : {subject} {second} . same or different ?"
+        # One to three words differ: the easy items are what makes the task learnable.
+        for part in rng.sample(range(len(slots)), rng.randint(1, len(slots))):
+            second[part] = rng.choice(rng.choice([pair for pair in _SYNONYMS[_PARTS[part]] if pair != slots[part]]))
+    return f"first : the {' '.join(first)} . second : the {' '.join(second)} . same or different ?"
 
 
 def _acceptability(label: str, rng: random.Random) -> str:
@@ -162,14 +160,17 @@ def _inference(label: str, rng: random.Random) -> str:
     pair = rng.choice(_ANTONYMS)
     side, thing = rng.randrange(2), rng.choice(_THINGS)
     owner = rng.choice(_SINGULAR)
-    stated, concluded = pair[side], pair[side]
+    stated, concluded, about = pair[side], pair[side], thing
     if label == "contradiction":
         concluded = pair[1 - side]
     elif label == "neutral":
-        concluded = rng.choice(rng.choice([other for other in _ANTONYMS if other != pair]))
+        if rng.random() < 0.5:
+            about = rng.choice([other for other in _THINGS if other != thing])
+        else:
+            concluded = rng.choice(rng.choice([other for other in _ANTONYMS if other != pair]))
     verb = rng.choice(["is", "was", "looks"])
     premise = f"the {thing} of the {owner} {verb} {stated}"
-    return f"premise : {premise} . hypothesis : the {thing} {verb} {concluded} . relation ?"
+    return f"premise : {premise} . hypothesis : the {about} {verb} {concluded} . relation ?"
 
 
 _GRAMMARS: dict[str, tuple[tuple[str, ...], Callable[[str, random.Random], str]]] = {

@@ -32,32 +32,46 @@ def a_quick_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "umap_plane", plane)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scale() -> Scale:
-    """Three seeds, 80 and 150 edits, two streams of 60."""
-    sizes = {"new": 60, "relation": 60}
+    """Three seeds, 60 and 100 edits, two streams of 50."""
     return Scale(
         name="test",
         seeds=(0, 1, 2),
         stream_seeds=(0, 1),
         settings={
-            "healthy": ("data.size=80",),
-            "stress": ("data.size=150",),
-            **streams(sizes, step=10, warmup=30, probes=5),
+            "healthy": ("data.size=60",),
+            "stress": ("data.size=100",),
+            **streams({"new": 50, "relation": 50}, step=10, warmup=30, probes=5),
         },
         common=COMMON,
     )
 
 
 @pytest.fixture
-def fill(scale: Scale, tmp_path: Path) -> Callable[..., Path]:
-    """Write every run that a figure needs; plants by arm."""
+def fill(scale: Scale, tmp_path: Path) -> Callable[[str], Path]:
+    """Write every run that a figure needs into a folder of the test's own."""
 
-    def write(name: str, plants: Mapping[str, Plant] | None = None) -> Path:
-        root = tmp_path / "runs"
-        for need in registry.module(name).NEEDS.resolve(scale):
-            if not (root / need.directory).exists():
-                write_run(need, root, (plants or {}).get(need.arm, Plant()))
-        return root
+    def write(name: str) -> Path:
+        return filled(name, scale, tmp_path / "runs", {})
 
     return write
+
+
+@pytest.fixture(scope="session")
+def shared(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Mapping[str, Plant]], Path]:
+    """The same in a folder that all tests with one set of plants share and none may change."""
+    base = tmp_path_factory.mktemp("planted")
+
+    def write(name: str, plants_name: str, plants: Mapping[str, Plant]) -> Path:
+        return filled(name, scale, base / plants_name, plants)
+
+    return write
+
+
+def filled(name: str, scale: Scale, root: Path, plants: Mapping[str, Plant]) -> Path:
+    """Write the runs of a figure that `root` lacks."""
+    for need in registry.module(name).NEEDS.resolve(scale):
+        if not (root / need.directory).exists():
+            write_run(need, root, plants.get(need.arm, Plant()))
+    return root

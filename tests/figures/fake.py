@@ -32,7 +32,8 @@ class Plant:
     """What one arm's runs hold: norms from first to last step, mean cosine, quality, time, and drift.
 
     `extra_fall` multiplies the condition number and the largest eigenvalue by a factor that falls from it to 1;
-    `extra_slope` multiplies the drift surrogates by (rows so far) to this power.
+    `extra_slope` multiplies the drift surrogates by (rows so far) to this power; `scrambled` gives every prompt another
+    one's hidden state.
     """
 
     norms: tuple[float, float] = (2.0, 1.5)
@@ -42,6 +43,7 @@ class Plant:
     shift: float = 0.0
     extra_fall: float = 1.0
     extra_slope: float = 0.0
+    scrambled: bool = False
 
 
 def write_run(need: Need, root: Path, plant: Plant, *, state: str = "complete") -> Path:
@@ -91,11 +93,8 @@ def write_run(need: Need, root: Path, plant: Plant, *, state: str = "complete") 
             if step == last:
                 _quality(tx, step, {k: v + 0.002 * rng.standard_normal() for k, v in plant.quality.items()})
                 if need.spec.snapshots.schedule.terms:
-                    tx.array(
-                        "hidden",
-                        step,
-                        reference + np.float32(plant.shift) + 0.05 * rng.standard_normal((40, 6)).astype("f4"),
-                    )
+                    after = (reference[::-1] if plant.scrambled else reference) + np.float32(plant.shift)
+                    tx.array("hidden", step, after + 0.05 * rng.standard_normal((40, 6)).astype("f4"))
                 tx.checkpoint(
                     step, save_state(path / "state" / f"step-{step:08d}", _state(spectrum, len(phases)), meta={})
                 )

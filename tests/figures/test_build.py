@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from figures import build, output, registry, runs
+from figures import build, control, geometry, output, registry, runs, table_3, table_4
 from figures.figure_8 import NEEDS
+from figures.frames import ArmRun
 from figures.needs import Need, Scale, resolve
 from stablediag.recorders.tracking import Conditioning
 from stablediag.stats import spectra
+from stablediag.store.run import Run
 from tests.figures.fake import Plant, write_run
 
 
@@ -21,7 +24,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_redrawn_bit_for_bit_and_left_alone_when_nothing_changed(
-    fill: Callable[..., Path],
+    fill: Callable[[str], Path],
     scale: Scale,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -44,7 +47,7 @@ def test_redrawn_bit_for_bit_and_left_alone_when_nothing_changed(
 
 
 def test_a_figure_is_drawn_again_when_data_or_files_change(
-    fill: Callable[..., Path], scale: Scale, tmp_path: Path, capsys: pytest.CaptureFixture
+    fill: Callable[[str], Path], scale: Scale, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     root, out = fill("figure-8"), tmp_path / "out"
     build.build(["figure-8"], scale, root, out, jobs=1)
@@ -109,7 +112,7 @@ def test_a_preset_is_part_of_the_digest_and_a_warm_up_is_not_forced_on_an_arm_wi
 
 
 def test_a_failing_figure_does_not_stop_the_others(
-    fill: Callable[..., Path],
+    fill: Callable[[str], Path],
     scale: Scale,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,7 +147,55 @@ def test_a_failing_run_fails_its_figures_only(scale: Scale, tmp_path: Path, caps
     assert "1 of 4 runs failed" in captured.err
 
 
-def test_sidecar_says_what_a_figure_is_made_of(fill: Callable[..., Path], scale: Scale, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of 16 dimensions over the testbed's vocabulary."""
+    from stablediag.testbed.recipe import Recipe, build_model
+    from stablediag.testbed.tokenizer import build_tokenizer
+    from stablediag.testbed.world import build_world
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = build_tokenizer(build_world())
+    build_model(Recipe(hidden=16, layers=3, heads=2, intermediate=24), tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_runs_are_made_resumed_and_matched_and_the_figures_can_read_them(tiny_model: Path, tmp_path: Path) -> None:
+    """End to end on a real model: what a session writes is what status, prepare and draw expect."""
+    changes = (
+        f"model.path={tiny_model}", "model.modules=[layers.1.mlp.down_proj]", "data.size=45", "edits_per_step=15",
+        "warmup.size=30", "evaluation.subsample=5", "evaluation.capability=false", "snapshots.prompts=20",
+    )  # fmt: skip
+    scale = Scale("tiny", (0,), (0,), {"stress": changes, "healthy": (*changes, "data.size=30")})
+    first, plain = (resolve(arm, "stress", 0, scale) for arm in ("no_ln_first", "stableedit"))
+    lines: list[str] = []
+    outcomes = runs.make([first, plain], tmp_path, jobs=1, report=lines.append)
+    assert [outcome.error for outcome in outcomes.values()] == [None, None]
+    assert lines[0].startswith("[1/2] stableedit")
+    norms = {
+        need.arm: geometry.prepare([ArmRun(need.arm, "stress", 0, Run.open(tmp_path / need.directory))])["norm"]
+        for need in (first, plain)
+    }
+    assert norms["no_ln_first"][0] == pytest.approx(norms["stableedit"][0], rel=1e-5)
+    stale_path = tmp_path / plain.directory
+    complete = runs.fingerprint(plain, tmp_path)
+    with sqlite3.connect(stale_path / "run.sqlite") as connection:
+        connection.execute("UPDATE meta SET value = 'running' WHERE key = 'state'")
+    assert runs.status(plain, tmp_path).state == "unfinished"
+    assert runs.make([plain], tmp_path, jobs=1, report=lines.append)[plain.directory].error is None
+    assert runs.status(plain, tmp_path).state == "ok"
+    assert runs.fingerprint(plain, tmp_path) != complete
+    needs = [resolve(arm, "stress", 0, scale) for arm in ("stableedit", "no_warmup")]
+    runs.make([needs[1]], tmp_path, jobs=1, report=lines.append)
+    opened = [ArmRun(need.arm, "stress", 0, Run.open(tmp_path / need.directory)) for need in needs]
+    table = control.prepare(opened, "condition")
+    assert table.groupby("series")["value"].count().min() > 0
+    assert len(table_3.prepare([*opened, ArmRun("ultraedit", "stress", 0, opened[1].run)])) == 12
+    assert set(table_4.prepare(opened)["metric"]) >= {"efficacy", "immediate", "norm_first", "specificity_agreement"}
+
+
+def test_sidecar_says_what_a_figure_is_made_of(fill: Callable[[str], Path], scale: Scale, tmp_path: Path) -> None:
     root, out = fill("figure-8"), tmp_path / "out"
     build.build(["figure-8"], scale, root, out, jobs=1)
     found = json.loads((out / "figure-8.json").read_text())

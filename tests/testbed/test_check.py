@@ -68,3 +68,9 @@ def test_rows_without_threshold_pass():
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ModelError):
         check(tmp_path)
+
+
+def test_a_share_too_small_for_some_rows_still_measures_the_rest():
+    rows = {row.name: row for row in check(WEIGHTS, share=1e-6)}
+    assert rows["recall template 0"].items == 1
+    assert rows["capability sentiment"].items == 200

@@ -61,9 +61,9 @@ def test_every_edit_is_complete(whole):
             assert edit.subject in edit.prompt
             assert edit.source == f"testbed:{kind}:{split}"
             assert 1 <= len(edit.locality) <= 2
-            assert len(edit.persona) == 1
+            assert len(edit.persona) == (0 if kind == "claims" else 1)
             assert all(edit.subject not in probe.prompt for probe in edit.locality)
-            assert edit.persona[0].prompt.endswith(edit.prompt)
+            assert all(probe.prompt.endswith(edit.prompt) for probe in edit.persona)
             assert len(edit.rephrases) == (2 if kind == "claims" else 4)
             if kind in ("new", "counterfactual"):
                 assert bool(edit.multihop) == (RELATIONS[edit.group].table is not None)
