@@ -23,9 +23,11 @@ def prepare(runs: Sequence[ArmRun]) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """One panel per stream."""
-    null = plots.area_handle(geometry.NULL_LABEL)
+    null = plots.area_handle(geometry.null_label(frame))
     label = "cosine of $\\Delta_t$ and $\\Delta_{t-1}$"
-    return streams.draw(frame, geometry.draw_cosines, ylabel=label, extra=(null,))
+    figure = streams.draw(frame, geometry.draw_cosines, ylabel=label, extra=(null,))
+    geometry.fit_cosines(frame, figure.axes[0])
+    return figure
 
 
 def verdicts(frame: pd.DataFrame) -> list[Verdict]:

@@ -37,8 +37,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     for row, text in enumerate(("update norm $\\|\\Delta_t\\|_F$", "cosine of $\\Delta_t$ and $\\Delta_{t-1}$")):
         axes[row, 0].set_ylabel(text)
     plots.log_axis(axes[0, 0].yaxis)
+    geometry.fit_cosines(frame, axes[1, 0])
     plots.panel_letters(axes)
-    entries = [*plots.handles(frame["arm"].tolist()), plots.area_handle(geometry.NULL_LABEL)]
+    entries = [*plots.handles(frame["arm"].tolist()), plots.area_handle(geometry.null_label(frame))]
     return plots.legend_below(figure, entries, columns=3)
 
 

@@ -78,7 +78,8 @@ def final_spectra(one: ArmRun) -> dict[str, np.ndarray]:
         return {}
     tensors, _ = load_state(pointer[1])
     found = {}
-    for name, scale in tensors.items():
+    # Sorted, because the order in which a tensor file is read is not fixed.
+    for name, scale in sorted(tensors.items()):
         if name.startswith("editor/") and name.endswith("/niw/scale"):
             scope = name.removeprefix("editor/").removesuffix("/niw/scale")
             rows = float(tensors[name.removesuffix("scale") + "nu"])

@@ -170,11 +170,8 @@ def _parallel(needs: Sequence[Need], root: Path, jobs: int) -> Iterator[Outcome]
 
 def _make_one(need: Need, root: Path) -> Outcome:
     """Resume an unfinished run; put anything else that is there aside, and run afresh."""
-    from transformers.utils import logging
-
     from stablediag.engine.session import resume, run
 
-    logging.disable_progress_bar()
     began = time.perf_counter()
     path = root / need.directory
     try:

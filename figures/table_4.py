@@ -71,27 +71,28 @@ def _place(one: ArmRun, arm: str) -> dict[str, object]:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """One row of panels per horizon, one column per metric, one line per arm."""
-    figure, axes = plots.canvas(len(ROWS), len(HEADINGS), height=4.4, sharex="col")
+    """One row of panels per horizon, one column per metric, one line per arm; columns share their axis."""
+    shown = [metric for metric in HEADINGS if metric != "specificity_agreement"]
+    figure, axes = plots.canvas(len(ROWS), len(shown), height=4.4, sharex="col")
     for row, (setting, title) in enumerate(ROWS.items()):
         part = frame[frame["setting"] == setting]
-        for column, (metric, heading) in enumerate(HEADINGS.items()):
+        for column, metric in enumerate(shown):
             ax = axes[row, column]
             mine = compare.summary(part[part["metric"] == metric], value="value", by=["arm"])
             missing = [arm for arm in dict.fromkeys(part["arm"]) if arm not in set(mine["arm"])]
             gaps = pd.DataFrame({"arm": missing, "mean": float("nan"), "low": float("nan"), "high": float("nan")})
             plots.dots(pd.concat([mine, gaps]) if missing else mine, ax)
-            ax.xaxis.set_major_locator(MaxNLocator(3))
             if row == 0:
-                ax.set_title(heading.replace(", ", ",\n"), fontsize=7)
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.tick_params(labelbottom=True)
-            if column:
-                ax.tick_params(labelleft=False)
-            low, high = ax.get_xlim()
-            ax.set_xlim(max(low, -0.03), min(high, 1.03))
+                ax.set_title(HEADINGS[metric].replace(", ", ",\n"), fontsize=7)
+            ax.tick_params(labelbottom=True, labelleft=column == 0)
         axes[row, 0].set_ylabel(title)
         axes[row, 0].tick_params(axis="y", labelsize=6.5)
+    for ax in axes[0]:
+        # A share has no values beyond 1, though an interval around it may.
+        low, high = ax.get_xlim()
+        ax.set_xlim(max(low, -0.04), min(high, 1.04))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     figure.supxlabel("share of answer tokens (capability: share of items)", fontsize=7)
     return figure
 

@@ -122,9 +122,10 @@ def run(
 
     A spec with `vary` makes one run per combination; started again, it skips those that are complete.
     """
+    from stablediag.engine.prepare import resolve
     from stablediag.spec import load_many
 
-    specs = load_many(spec, overrides or [])
+    specs = [resolve(one)[0] for one in load_many(spec, overrides or [])]
     if out is not None and len(specs) > 1:
         raise SpecError(f"{spec} makes {len(specs)} runs, --out names one: give --root")
     planned = [(one, out or root / f"{one.name}-{one.digest()[:8]}") for one in specs]
@@ -144,12 +145,10 @@ def run(
 
 def _finished(planned: list[tuple[Spec, Path]]) -> set[Path]:
     """The runs of a sweep that are complete; what would stop a later one is refused before the first one starts."""
-    from stablediag.editors.base import resolve_params
     from stablediag.store.run import Run
 
     finished = set()
     for spec, path in planned:
-        resolve_params(spec.editor.name, spec.editor.preset, spec.editor.params)
         if (path / "run.sqlite").exists():
             found = Run.open(path)
             if found.state == "complete" and found.info.digest == spec.digest():
@@ -178,18 +177,16 @@ def _dry_run(spec: Spec, path: Path) -> None:
         prepared.plan,
         prepared.loaded,
         scopes=len(getattr(editor, "scopes", editor.modules)),
-        covariance=getattr(getattr(editor, "params", None), "normaliser", "full") == "full",
+        covariance=getattr(editor, "keeps_covariance", True),
         tokens=editor.needs.tokens if editor.needs is not None else "answer",
     )
-    typer.echo(spec.resolved_yaml().rstrip())
-    typer.echo(f"# run directory: {path}\n# digest: {spec.digest()}")
-    if hasattr(editor, "params"):
-        typer.echo(f"# editor parameters: {editor.params.model_dump_json()}")
+    typer.echo(prepared.spec.resolved_yaml().rstrip())
+    typer.echo(f"# run directory: {path}\n# digest: {prepared.spec.digest()}")
     for module in prepared.loaded.modules.values():
         typer.echo(f"# module: {module.name} ({module.layout}, d_in {module.d_in}, d_out {module.d_out})")
     typer.echo(
         f"# cost without evaluation: {cost.steps} steps, {cost.edits} edits, {cost.tokens} tokens, "
-        f"{cost.rows} rows a module, {cost.flops:.3g} FLOP, at least {cost.seconds:.2g} s here, "
+        f"{cost.rows} rows a module, {cost.flops:.3g} FLOP, about {cost.seconds:.2g} s here, "
         f"{cost.memory_bytes / 2**20:.2g} MiB beside the model"
     )
 

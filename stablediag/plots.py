@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse as EllipsePatch
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from stablediag.stats.embed import covariance_ellipse
 
@@ -100,13 +100,15 @@ def whole_steps(ax: Axes) -> Axes:
 
 
 def log_axis(axis: Axis) -> Axis:
-    """Logarithmic scale; where the axis spans less than two decades, plain numbers at 1, 2 and 5. Call it last."""
+    """Logarithmic scale; plain numbers at 1, 2 and 5 below two decades, at even steps below a factor 5. Call it last."""
     axis.axes.set(**{f"{'y' if isinstance(axis, YAxis) else 'x'}scale": "log"})
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high / low < 100:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 5 else tuple(np.arange(1.0, 10.0))))
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high / low > 5 else MaxNLocator(5))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+        if high / low <= 5:
+            axis.set_minor_locator(NullLocator())
     return axis
 
 
@@ -146,13 +148,6 @@ def band_lines(
         )
         if low in curve and high in curve and (curve["n"] if "n" in curve else pd.Series([2])).max() > 1:
             ax.fill_between(curve[x], curve[low], curve[high], color=style_of.color, alpha=0.18, linewidth=0, zorder=2)
-    return ax
-
-
-def reference_band(frame: pd.DataFrame, ax: Axes, *, x: str, low: str = "low", high: str = "high") -> Axes:
-    """A grey area behind everything: where a null model puts the curves."""
-    ordered_frame = frame.sort_values(x)
-    ax.fill_between(ordered_frame[x], ordered_frame[low], ordered_frame[high], color="0.88", linewidth=0, zorder=0)
     return ax
 
 
@@ -213,8 +208,8 @@ def handles(arms: Sequence[str]) -> list[Line2D]:
 
 
 def area_handle(label: str) -> Patch:
-    """Legend entry of a `reference_band`."""
-    return Patch(facecolor="0.88", label=label)
+    """Legend entry of a grey area: where a null model puts the curves."""
+    return Patch(facecolor="0.93", edgecolor="0.8", linewidth=0.5, label=label)
 
 
 def legend_below(figure: Figure, entries: Sequence[Any], *, columns: int = 4) -> Figure:

@@ -69,7 +69,7 @@ def recorder_cost(
     measured = _Writing(writer, outcome, saved, measure=True)
     extra = [timed(measured, work.device).seconds - timed(plain, work.device).seconds for _ in range(repeats + 1)]
     statistic = outcome.after.niw if outcome.after.niw is not None else outcome.after.grads
-    tracked = Tracked(statistic, outcome.before.grads.nu, outcome.before.grads.mean, outcome.factor)
+    tracked = Tracked(statistic, outcome.before.grads.nu, outcome.before.grads.mean, outcome.factor, statistic.nu)
     applied = [
         Applied(Proposal(name, update, {} if i else {"shape": tracked}, outcome.whitener), measured.realised[name])
         for i, (name, update) in enumerate(outcome.updates.items())

@@ -35,13 +35,20 @@ class Tracked:
     before_nu, before_mean : float, Tensor of shape [d]
         Count and mean before the step.
     factor : Tensor of shape [r, d] or None
-        ``Psi_after = Psi_before + factor.T @ factor``; None where the scatter was discounted or is diagonal only.
+        ``Psi_after = Psi_before + factor.T @ factor``; None where the scatter was discounted, inflated by sample
+        variances, given its prior in this step, or is diagonal only.
+    whitener_nu : float
+        Count behind the whitener: after the step, or before it where the editor normalises with older statistics.
+    in_sample : bool
+        Whether the step's rows are in the whitener's statistics with the weight of all others.
     """
 
     after: NIW | DiagNIW
     before_nu: float
     before_mean: Tensor
     factor: Tensor | None
+    whitener_nu: float
+    in_sample: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from stablediag.editors.base import Applied, Proposal, Tracked, stack_rows
@@ -100,14 +100,14 @@ class LNParams(BaseModel):
     master : str
         Weights accumulate in an ``fp32`` master copy or in the ``model``'s dtype.
     solve_dtype : str or null
-        dtype of the ridge solve and the update; null: that of the captured rows.
+        Arithmetic of the ridge solve; null: float64 up to 4,096 rows (see `stablediag.maths.ridge.dual_ridge`).
     track_covariance : bool
         Keep Psi for the recorders although the normaliser does not need it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    lr: float | Literal["calibrate"] = "calibrate"
+    lr: Annotated[float, Field(gt=0)] | Literal["calibrate"] = "calibrate"
     ridge: float = Field(10.0, ge=0)
     normaliser: Literal["full", "diagonal", "scalar", "center", "none"] = "full"
     coefficient: Literal["standardised", "raw", "none"] = "standardised"
@@ -132,6 +132,14 @@ class LNParams(BaseModel):
     track_covariance: bool = False
     match: Match | None = None
     calibration: Calibration = Field(default_factory=lambda: Calibration(efficacy=0.9, tolerance=0.05))
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.loss == "released" and self.minibatch is None:
+            raise ValueError("loss released is a mean over mini-batches: give minibatch (the releases use 10)")
+        if self.match is not None and self.lr == "calibrate":
+            raise ValueError("match sets the size of every update: give lr a number, such as 1.0, not calibrate")
+        return self
 
 
 _RELEASED: dict[str, Any] = {
@@ -228,6 +236,11 @@ class LNEditor:
             niw=NIW.empty(module.d_out, prior=prior, device=device) if covariance else None,
         )
 
+    @property
+    def keeps_covariance(self) -> bool:
+        """Whether a d_out x d_out scatter is kept."""
+        return any(stats.niw is not None for stats in self._stats.values())
+
     def writes(self, phase: str) -> bool:
         """Warm-up updates are written unless the warm-up is for statistics only."""
         return phase == "target" or self.params.warmup_apply
@@ -253,8 +266,19 @@ class LNEditor:
             if first and p.prior_kind == "relative":
                 eps0 = p.prior * float(niw.scale.diagonal(dim1=-2, dim2=-1).mean())
                 niw, factor = niw.with_prior(eps0), None
-        tracked = Tracked(niw if niw is not None else new_grads, float(old.grads.nu), old.grads.mean, factor)
+        tracked = Tracked(
+            after=niw if niw is not None else new_grads,
+            before_nu=float(old.grads.nu),
+            before_mean=old.grads.mean,
+            factor=factor,
+            whitener_nu=float(old.grads.nu if self._uses_before(scope) else new_grads.nu),
+            in_sample=p.forget == 1 and not self._uses_before(scope),
+        )
         return Stats(new_keys, new_grads, niw), tracked
+
+    def _uses_before(self, scope: str) -> bool:
+        """Whether the statistics without the step's rows normalise it; the very first step has none."""
+        return self.params.stats_order == "before" and float(self._stats[scope].grads.nu) > 1
 
     def _whiteners(self, stats: Stats, phase: str) -> tuple[Whitener, Whitener | None]:
         p = self.params
@@ -275,16 +299,17 @@ class LNEditor:
 
     def step(self, view: ModelView, batch: EditBatch, captures: Mapping[str, Capture]) -> Iterator[Proposal]:
         """Yield one low-rank update per module; all of them belong to the weights before the step."""
-        if self.lr is None:
+        if self.lr is None and self.writes(batch.phase):
             raise NumericalError(
                 "the learning rate was not calibrated: run through a session, or give params.lr a number"
             )
+        # An update that is not going to be written needs no rate yet.
+        lr = 1.0 if self.lr is None else self.lr
         updated = {scope: self._updated(scope, captures) for scope in self.scopes}
         scale = dict(self.match_scale)
         whiteners: dict[str, tuple[Whitener, Whitener | None]] = {}
         for scope, (new, _) in updated.items():
-            before = self._stats[scope]
-            used = before if self.params.stats_order == "before" and float(before.grads.nu) > 1 else new
+            used = self._stats[scope] if self._uses_before(scope) else new
             whiteners[scope] = self._whiteners(used, batch.phase)
         seen: set[str] = set()
         for name in self.modules:
@@ -297,7 +322,7 @@ class LNEditor:
                 capture.grads,
                 whitener=whitener,
                 coefficient=key_coefficient(capture.keys, key_whitener, kind=self.params.coefficient),
-                lr=self.lr,
+                lr=lr,
                 ridge=self.params.ridge,
                 dtype=dtype,
             )
@@ -320,7 +345,9 @@ class LNEditor:
         return self.params.match is not None and self.params.match.mode != "every"
 
     def _match_factor(self, name: str, batch: EditBatch, norm: float) -> float:
-        """Factor that gives the module's update the norm that the reference run recorded."""
+        """Factor that gives the module's update the norm that the reference run recorded; 1 where nothing is written."""
+        if not self.writes(batch.phase):
+            return 1.0
         if batch.phase == "target" and self._fixes_scale() and name in self.match_scale:
             return self.match_scale[name]
         wanted = self.reference.get((batch.index, name))

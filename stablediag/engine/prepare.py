@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stablediag.data.load import dataset_info, load_stream
 from stablediag.editors.base import editor_class, resolve_params
 from stablediag.engine.plan import plan_steps
 from stablediag.engine.provenance import collect
-from stablediag.errors import SpecError
+from stablediag.errors import SpecError, StoreError
 from stablediag.models import load_model
 from stablediag.recorders.base import Recorder
 from stablediag.recorders.registry import TABLE_KEYS, build_recorders, recorder_columns
 from stablediag.spec import TESTBED, DataSpec, Spec
 from stablediag.store.run import Run
-from stablediag.types import Edit
+from stablediag.types import Edit, RunInfo
 
 #: columns that the loop itself fills, by table
 LOOP_COLUMNS: dict[str, dict[str, str]] = {
@@ -47,9 +47,7 @@ class Prepared:
     """Everything a session needs, loaded and validated, before a run directory exists."""
 
     def __init__(self, spec: Spec, *, run_dir: Path) -> None:
-        if spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        params = resolve_params(spec.editor.name, spec.editor.preset, spec.editor.params)
+        spec, params = resolve(spec)
         if spec.editor.preset == "no_warmup" and spec.warmup.size:
             raise SpecError(
                 f"preset no_warmup with warmup.size {spec.warmup.size}: set warmup.size to 0, or choose another preset"
@@ -66,6 +64,7 @@ class Prepared:
         if getattr(params, "lr", None) == "calibrate":
             data = self._calibration_data(params.calibration.edits)
             self.calibration_edits = load_stream(data, split="calibration")
+            self._check_held_out(warmup)
             datasets["calibration"] = dataset_info(data, self.calibration_edits)
         self.loaded = load_model(
             spec.model.path,
@@ -76,17 +75,28 @@ class Prepared:
         )
         self.editor = editor_class(spec.editor.name)(params, self.loaded.modules)
         if getattr(params, "match", None) is not None:
-            self.editor.reference = reference_norms(params.match.run, run_dir)
+            self.editor.reference, datasets["match"] = reference_norms(params.match.run, run_dir)
             self._check_reference(params.match)
         self.recorders: list[Recorder] = build_recorders(spec, self.target)
         recorder_versions = {f"recorder:{recorder.name}": str(recorder.version) for recorder in self.recorders}
         self.info = collect(spec, self.loaded, datasets, versions=recorder_versions)
 
+    def _check_held_out(self, warmup: Sequence[Edit]) -> None:
+        """Refuse to calibrate on what is going to be taught."""
+        taught = {edit.id for edit in self.target} | {edit.id for edit in warmup}
+        shared = sorted({edit.id for edit in self.calibration_edits} & taught)
+        if shared:
+            raise SpecError(
+                f"calibration and the streams share {len(shared)} records ({shared[0]!r}, ...): "
+                "name others under `calibration`, for instance with an offset"
+            )
+
     def _check_reference(self, match: Any) -> None:
         """Refuse a reference run that has no norm for a step that must be matched, before anything is edited."""
         matched = {"first": 1, "mean": match.steps, "every": None}[match.mode]
         target = [batch.index for batch in self.plan if batch.phase == "target"]
-        steps = {batch.index for batch in self.plan if batch.phase == "warmup"} | set(target[:matched])
+        warmup = {batch.index for batch in self.plan if batch.phase == "warmup" and self.editor.writes("warmup")}
+        steps = warmup | set(target[:matched])
         for step in sorted(steps):
             for name in self.editor.modules:
                 if (step, name) not in self.editor.reference:
@@ -109,6 +119,13 @@ class Prepared:
     def keys(self) -> dict[str, dict[str, str]]:
         """Key columns of every table of this run."""
         known: dict[str, dict[str, str]] = {**_LOOP_KEYS, **{table: dict(keys) for table, keys in TABLE_KEYS.items()}}
+        for recorder in self.recorders:
+            known |= {table: dict(keys) for table, keys in getattr(recorder, "keys", {}).items()}
+        for table in self.columns:
+            if table not in known:
+                raise SpecError(
+                    f'recorders: table "{table}" has no key columns: declare them in the recorder\'s `keys`'
+                )
         return {table: known[table] for table in self.columns}
 
     @property
@@ -122,17 +139,29 @@ class Prepared:
         return merged
 
 
-def reference_norms(run: str, run_dir: Path) -> dict[tuple[int, str], float]:
-    """Update norms of another run by (step, module).
+def resolve(spec: Spec) -> tuple[Spec, Any]:
+    """The spec with the editor's parameters written out, and these parameters: equal meanings, equal digests.
+
+    Raises
+    ------
+    SpecError
+        An unknown editor, preset or parameter, or a value of the wrong type.
+    """
+    params = resolve_params(spec.editor.name, spec.editor.preset, spec.editor.params)
+    return spec.with_editor_params(params.model_dump(mode="json")), params
+
+
+def reference_norms(run: str, run_dir: Path) -> tuple[dict[tuple[int, str], float], dict[str, Any]]:
+    """Update norms of another run by (step, module), and what identifies them.
 
     Raises
     ------
     SpecError
         If there is no such run, it is not complete, or it recorded no norms.
     """
-    path = next((p for p in (Path(run), run_dir.parent / run) if p.is_dir()), None)
+    path = next((p for p in (run_dir.parent / run, Path(run)) if p.is_dir()), None)
     if path is None:
-        raise SpecError(f"match.run: no run at {run} or {run_dir.parent / run}: run it first")
+        raise SpecError(f"match.run: no run at {run_dir.parent / run} or {run}: run it first")
     reference = Run.open(path)
     if reference.state != "complete":
         raise SpecError(f"match.run: {path} is not complete: finish it with `stablediag resume {path}`")
@@ -141,4 +170,32 @@ def reference_norms(run: str, run_dir: Path) -> dict[tuple[int, str], float]:
         raise SpecError(
             f"match.run: {path} did not record every update norm: use the standard or the light recorders there"
         )
-    return {(int(s), str(m)): float(n) for s, m, n in zip(table["step"], table["module"], table["norm"], strict=True)}
+    norms = {(int(s), str(m)): float(n) for s, m, n in zip(table["step"], table["module"], table["norm"], strict=True)}
+    text = json.dumps([[*key, norm] for key, norm in sorted(norms.items())])
+    return norms, {"run_digest": reference.info.digest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_same(stored: RunInfo, now: RunInfo, path: Path) -> str:
+    """Refuse to go on with a run under other conditions; returns what differs but may (package versions).
+
+    Raises
+    ------
+    StoreError
+        Another model, device, dataset or reference run, or another version of the engine or of a recorder.
+    """
+    if stored.model.get("device") != now.model.get("device"):
+        raise StoreError(
+            f"{path}: the run began on {stored.model.get('device')}, this is {now.model.get('device')}: resume it there"
+        )
+    for what, old, new in (("model", stored.model, now.model), ("dataset or matched run", stored.dataset, now.dataset)):
+        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+            raise StoreError(f"{path}: the {what} is not the one the run began with: restore it, or start a new run")
+    changed = []
+    for name in sorted({*stored.versions, *now.versions}):
+        began, here = stored.versions.get(name), now.versions.get(name)
+        if began == here:
+            continue
+        if name == "engine" or name.startswith("recorder:"):
+            raise StoreError(f"{path}: the run began with {name} version {began}, this is {here}: start a new run")
+        changed.append(f"{name} {began} -> {here}")
+    return ", ".join(changed)

@@ -5,7 +5,6 @@ The order of the calls inside a step is written down in `stablediag.recorders.ba
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from stablediag.editors.base import Applied, Editor, Proposal
 from stablediag.engine.guard import guard
-from stablediag.engine.prepare import LOOP_COLUMNS, Prepared
+from stablediag.engine.prepare import LOOP_COLUMNS, Prepared, check_same
 from stablediag.engine.tuning import Tuner
 from stablediag.engine.view import ModelView
 from stablediag.engine.weights import WeightWriter
@@ -29,7 +28,7 @@ from stablediag.recorders.registry import schedule_from
 from stablediag.spec import Spec
 from stablediag.store.run import Run, RunWriter
 from stablediag.store.state import load_state, save_state
-from stablediag.types import Capture, EditBatch, StepRecord
+from stablediag.types import Capture, Edit, EditBatch, StepRecord
 
 
 class Session:
@@ -62,7 +61,8 @@ class Session:
             plan=self.plan,
             held_out=prepared.calibration_edits,
             group=self.spec.edits_per_step,
-            propose=lambda batch, captures: self._propose(batch, captures, True),
+            guard_policy=self.spec.guard,
+            propose=self._propose,
         )
         self._evaluate = schedule_from(self.spec.evaluation.schedule)
         self._snapshot = schedule_from(self.spec.snapshots.schedule)
@@ -70,6 +70,8 @@ class Session:
         self._target_steps = len(targets)
         self._target_index = {index: place for place, index in enumerate(targets)}
         self._next = 0
+        self._skipped: list[int] = []
+        self._done: list[Edit] = []
         self._started = False
         self._ended = False
         self._efficacy: float | None = None
@@ -83,10 +85,10 @@ class Session:
         StablediagError
             For a wrong spec, dataset, model or editor, before anything is written; StoreError for a used directory.
         """
+        if (path / "run.sqlite").exists():
+            raise StoreError(f"{path} holds another run: choose another directory, or continue that one with `stablediag resume {path}`")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreError(
-                f"{path} is not empty: choose another directory, or continue it with `stablediag resume {path}`"
-            )
+            raise StoreError(f"{path} is not an empty directory: choose another, or empty it")
         prepared = Prepared(spec, run_dir=path)
         writer = Run.create(path, info=prepared.info, columns=prepared.columns, keys=prepared.keys)
         return cls(prepared, writer, progress=progress)
@@ -104,14 +106,10 @@ class Session:
         if stored.state == "complete":
             raise StoreError(f"{path} is complete: nothing to resume")
         prepared = Prepared(Spec.from_mapping(dict(stored.info.spec)), run_dir=path)
-        for what in ("model", "dataset"):
-            if json.dumps(getattr(prepared.info, what), sort_keys=True) != json.dumps(
-                getattr(stored.info, what), sort_keys=True
-            ):
-                raise StoreError(
-                    f"{path}: the {what} is not the one the run began with: restore it, or start a new run"
-                )
+        changed = check_same(stored.info, prepared.info, path)
         writer = Run.resume(path)
+        if changed:
+            writer.journal("versions", changed)
         session = cls(prepared, writer, progress=progress)
         session._restore()
         return session
@@ -124,6 +122,7 @@ class Session:
         Run
             The finished run, opened for reading.
         """
+        threads = torch.get_num_threads()
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
         try:
@@ -147,6 +146,7 @@ class Session:
             self._writer.journal("failed", str(error))
             raise
         finally:
+            torch.set_num_threads(threads)
             self._writer.close()
         return Run.open(self._writer.path)
 
@@ -165,7 +165,7 @@ class Session:
     def _end(self) -> None:
         last = len(self.plan) - 1
         with self._writer.transaction(last) as tx:
-            self._apply(self.editor.finish(self.view), measure=False)
+            self._apply(self.editor.finish(self.view), step=last, measure=False)
             for recorder in self.recorders:
                 self._store(tx, recorder.on_run_end(self._run_view(last)))
             self._ended = True
@@ -205,6 +205,10 @@ class Session:
             if guarded.skipped is None:
                 self._record(tx, step, evaluating=True)
             if target_step is not None:
+                if guarded.skipped is not None:
+                    self._skipped.append(target_step)
+                else:
+                    self._done += batch.edits
                 self._question(tx, batch, target_step)
             record = StepRecord(
                 step=batch.index,
@@ -232,18 +236,18 @@ class Session:
     def _propose(self, batch: EditBatch, captures: Mapping[str, Capture], written: bool) -> list[Applied]:
         proposals = self.editor.step(self.view, batch, captures)
         if written:
-            applied = self._apply(proposals, measure=self._measures(batch.index))
+            applied = self._apply(proposals, step=batch.index, measure=self._measures(batch.index))
         else:
             applied = [Applied(proposal, None) for proposal in proposals]
         self.editor.commit(self.view, applied)
         return applied
 
-    def _apply(self, proposals: Iterable[Any], *, measure: bool) -> list[Applied]:
+    def _apply(self, proposals: Iterable[Proposal], *, step: int, measure: bool) -> list[Applied]:
         applied = []
         for proposal in proposals:
             if not _finite(proposal.update):
                 raise NumericalError(
-                    f"the update of {proposal.module} at step {self._next} is not finite: lower the learning rate"
+                    f"the update of {proposal.module} at step {step} is not finite: lower the learning rate"
                 )
             applied.append(Applied(proposal, self._weights.apply(proposal.module, proposal.update, measure=measure)))
         return applied
@@ -265,8 +269,8 @@ class Session:
             total=len(self.plan),
             evaluate=evaluate,
             snapshot=snapshot,
-            edits_done=self.target[: (target_step + 1) * self.spec.edits_per_step],
-            new_edits=batch.edits,
+            edits_done=tuple(self._done),
+            new_edits=() if target_step in self._skipped else batch.edits,
             view=self.view,
         )
         for recorder in self.recorders:
@@ -291,6 +295,7 @@ class Session:
         meta: dict[str, Any] = {
             "step": step,
             "ended": self._ended,
+            "skipped": self._skipped,
             "editor": editor_meta,
             "initial_norms": self.view.initial_norms,
             "recorders": {},
@@ -322,6 +327,10 @@ class Session:
         for recorder in self.recorders:
             recorder.load_state_dict(part(f"recorder/{recorder.name}/"), meta["recorders"][recorder.name])
         self._next = step + 1
+        self._skipped = list(meta["skipped"])
+        for batch in self.plan[: self._next]:
+            if batch.phase == "target" and self._target_index[batch.index] not in self._skipped:
+                self._done += batch.edits
         self._started, self._ended = True, bool(meta["ended"])
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from stablediag.editors.base import Applied
 from stablediag.engine.calibrate import calibrate, mean_match
-from stablediag.engine.guard import guard
+from stablediag.engine.guard import Policy, guard
 from stablediag.engine.view import ModelView
 from stablediag.engine.weights import WeightWriter
 from stablediag.errors import SpecError
@@ -32,8 +32,10 @@ class Tuner:
         Edits to calibrate on; in neither stream.
     group : int
         Edits per step.
+    guard_policy : {"raise", "drop", "skip"}
+        What a pilot does with rows that are not finite: the same as the run.
     propose : callable
-        The session's own way to carry out one step: (batch, captures) -> applied proposals.
+        The session's own way to carry out one step: (batch, captures, written) -> applied proposals.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class Tuner:
         plan: Sequence[EditBatch],
         held_out: Sequence[Edit],
         group: int,
-        propose: Callable[[EditBatch, Mapping[str, Capture]], list[Applied]],
+        guard_policy: Policy,
+        propose: Callable[[EditBatch, Mapping[str, Capture], bool], list[Applied]],
     ) -> None:
         self._editor = editor
         self._view = view
@@ -53,6 +56,7 @@ class Tuner:
         self._plan = plan
         self._held_out = held_out
         self._group = group
+        self._guard_policy: Policy = guard_policy
         self._propose = propose
 
     def prepare(self, batch: EditBatch) -> Iterator[tuple[str, str]]:
@@ -87,8 +91,9 @@ class Tuner:
     def _match_mean(self, batch: EditBatch) -> str:
         """Pilot passes over the target steps, from here and undone, until the mean norms agree."""
         editor = self._editor
-        pilot = [b for b in self._plan[batch.index :] if b.phase == "target"][: editor.params.match.steps]
-        wanted = {name: _mean(editor.reference.get((b.index, name)) for b in pilot) for name in editor.modules}
+        targets = [b for b in self._plan[batch.index :] if b.phase == "target"][: editor.params.match.steps]
+        pilot = self._plan[batch.index : targets[-1].index + 1]
+        wanted = {name: _mean(editor.reference.get((b.index, name)) for b in targets) for name in editor.modules}
         weights, state = self._weights.snapshot(), editor.state_dict()
         first = {p.module: float(p.extra["match_scale"]) for p in editor.step(self._view, batch, self._captures(batch))}
 
@@ -98,8 +103,10 @@ class Tuner:
         def run_pilot() -> Mapping[str, float]:
             norms: dict[str, list[float]] = {name: [] for name in editor.modules}
             for b in pilot:
-                for applied in self._propose(b, self._captures(b)):
-                    norms[applied.proposal.module].append(float(applied.proposal.update.norm()))
+                captures = self._captures(b)
+                for applied in self._propose(b, captures, editor.writes(b.phase)) if captures else ():
+                    if b.phase == "target":
+                        norms[applied.proposal.module].append(float(applied.proposal.update.norm()))
             self._weights.restore(weights)
             editor.load_state_dict(*state)
             return {name: _mean(values) for name, values in norms.items()}
@@ -110,7 +117,7 @@ class Tuner:
 
     def _captures(self, batch: EditBatch) -> dict[str, Capture]:
         captures = self._view.capture_edits(batch.edits, self._editor.needs, minibatch=self._editor.minibatch)
-        return guard(captures, batch, policy="raise").captures
+        return guard(captures, batch, policy=self._guard_policy).captures
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -92,7 +92,8 @@ class _Moments:
         block_ids : Tensor, int64, shape [n], optional
             Block of each row. Only the sample block variance depends on it; one block by default.
         block_var : {"population", "sample"}, optional
-            "sample" multiplies each block's scatter by ``n_b/(n_b - 1)``, as the released UltraEdit does.
+            "sample" multiplies each block's scatter by ``n_b/(n_b - 1)``, as the released UltraEdit does; a block of
+            one row, where the release turns to NaN for ever, adds no scatter of its own.
 
         Returns
         -------
@@ -101,8 +102,6 @@ class _Moments:
 
         Raises
         ------
-        NumericalError
-            A block of a single row under the sample variance.
         ValueError
             Rows of the wrong width.
         """
@@ -295,12 +294,10 @@ def _inflated(rows: Tensor, centre: Tensor, block_ids: Tensor | None) -> Tensor:
     if block_ids is None:
         block_ids = torch.zeros(n, dtype=torch.int64, device=rows.device)
     ids, index, counts = torch.unique(block_ids, return_inverse=True, return_counts=True)
-    if bool((counts < 2).any()):
-        lonely = int(ids[counts < 2][0])
-        raise NumericalError(f"sample variance of block {lonely} needs 2 rows, it has 1; use block_var='population'")
     sizes = counts.to(torch.float64).unsqueeze(-1)
     sums = torch.zeros(*rows.shape[:-2], len(ids), d, dtype=torch.float64, device=rows.device)
     means = sums.index_add(-2, index, rows) / sizes
-    within = (rows - means[..., index, :]) * (sizes / (sizes - 1)).sqrt()[index]
+    # One row has no scatter of its own, so that nothing is there to inflate; the released code divides by zero.
+    within = (rows - means[..., index, :]) * (sizes / (sizes - 1).clamp_min(1)).sqrt()[index]
     between = (means - centre.unsqueeze(-2)) * sizes.sqrt()
     return torch.cat([within, between], dim=-2)

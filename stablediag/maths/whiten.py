@@ -135,7 +135,7 @@ class Whitener:
         return self._unknown() if self.eigenvalues is None else self.eigenvalues[..., -1]
 
     @property
-    def d_eff(self) -> Tensor:
+    def energy(self) -> Tensor:
         """Out-of-sample whitened energy ``sum_k w_k/inverted_k``, float64, shape [...]; NaN unless "full"."""
         if self.eigenvalues is None or self.inverted is None:
             return self._unknown()

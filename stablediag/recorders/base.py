@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -153,6 +153,8 @@ class BaseRecorder:
     schedule: Schedule = field(default_factory=lambda: every(1))
     name = "base"
     version = 1
+    #: key columns of tables that are the recorder's own: table -> column -> type
+    keys: ClassVar[Mapping[str, Mapping[str, SqlType]]] = {}
     columns: Mapping[str, Mapping[str, SqlType]] = field(default_factory=dict, init=False)
 
     def on_run_start(self, run: RunView) -> Iterable[Item]:
@@ -199,7 +201,7 @@ def log_spaced(n: int) -> Schedule:
     """About n steps, evenly spaced in the logarithm of the step count, the last one included."""
 
     def due(step: int, total: int) -> bool:
-        return step in frozenset(np.unique(np.geomspace(1, total, n).round().astype(int) - 1).tolist())
+        return step == total - 1 or step in np.unique(np.geomspace(1, total, n).round().astype(int) - 1)
 
     return due
 

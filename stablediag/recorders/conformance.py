@@ -187,7 +187,7 @@ class _FakeRun:
             proposal = Proposal(
                 module=name,
                 update=LowRank(noise(_PER_STEP, module.d_in).mT, size * noise(_PER_STEP, module.d_out)),
-                tracked={name: Tracked(after, before.nu, before.mean, before.factor(rows))},
+                tracked={name: Tracked(after, before.nu, before.mean, before.factor(rows), after.nu)},
                 whitener=gradient_whitener(after, after.diag()),
             )
             applied.append(Applied(proposal, None))

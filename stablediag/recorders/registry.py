@@ -140,6 +140,8 @@ def _build(entry: RecorderSpec, spec: Spec, stream: Sequence[Edit]) -> Recorder:
         if entry.name in SECTIONS:
             raise SpecError(f'recorders: "{entry.name}" follows {SECTIONS[entry.name]}; set that, not its schedule')
         options[EVERY_STEP.get(entry.name, "schedule")] = schedule_from(entry.schedule)
+        if entry.name == "conditioning":
+            options["decompose"] = schedule_from(entry.schedule)
     if entry.name == "quality":
         options |= _quality_options(spec.evaluation, spec.seed)
     if entry.name == "hidden_states":

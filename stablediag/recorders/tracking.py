@@ -34,7 +34,7 @@ def tracked_scopes(step: StepView) -> Iterator[tuple[str, Tracked, Whitener | No
 class Conditioning(BaseRecorder):
     r"""Spectrum of the tracked covariance of the value gradients.
 
-    Columns: ``nu`` rows seen; ``whitening_active`` whether the full inverse root is in use; ``condition_raw`` and
+    Columns: ``nu`` rows behind the spectrum; ``whitening_active`` whether the full inverse root is in use; ``condition_raw`` and
     ``condition_floored`` before and after shrinkage and floor (infinite when singular); ``eig_max``, ``eig_min`` of
     the raw estimate; ``floored_fraction`` of the directions; ``d_eff``, the participation ratio
     :math:`(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2`, and ``d_eff_white``, the same of the normalised gradients.
@@ -77,12 +77,12 @@ class Conditioning(BaseRecorder):
         for scope, tracked, whitener, _ in tracked_scopes(step):
             active = whitener is not None and whitener.active
             values: dict[str, float | int | None] = dict.fromkeys(self.columns["tracking"])
-            values |= {"nu": float(tracked.after.nu), "whitening_active": int(active)}
+            values |= {"nu": tracked.whitener_nu, "whitening_active": int(active)}
             if isinstance(tracked.after, NIW) and tracked.after.exists:
                 if whitener is not None and active:
                     values |= _whitened_spectrum(whitener)
                 elif self.decompose(step.step, step.total):
-                    values |= _own_spectrum(tracked.after)
+                    values |= _own_spectrum(tracked.after) | {"nu": float(tracked.after.nu)}
             yield Row("tracking", {"step": step.step, "module": scope}, values)
 
 
@@ -123,8 +123,8 @@ class DriftSurrogates(BaseRecorder):
 
     ``mean_shift`` :math:`= \|m_t - m_{t-1}\|_2` (null at the first step, where there is nothing before) and
     ``cov_shift`` :math:`= \|\hat\Sigma_t - \hat\Sigma_{t-1}\|_2`, spectral, from the step's own factor: no second
-    covariance is kept or formed. Null while ``nu <= d + 1`` before the step, under forgetting, and where no covariance
-    is kept.
+    covariance is kept or formed. Null while ``nu <= d + 1`` before the step, under forgetting, with sample variances,
+    and where no covariance is kept.
 
     Notes
     -----
@@ -160,7 +160,8 @@ class WhitenedNorm(BaseRecorder):
 
     ``whitened_index`` :math:`I_t = \mathrm{mean}_i \|\tilde v_i\|^2 / (d (1 - (d+1)/\nu))` is 1 in expectation when the
     step's gradients are exchangeable with all the earlier ones and the statistics include them. Below 1 the gradients
-    shrink (stale scale), above 1 they grow or their mean has moved. Null without full whitening.
+    shrink (stale scale), above 1 they grow or their mean has moved. Null without full whitening, under forgetting, and
+    where the statistics do not include the step.
     """
 
     name = "whitened_norm"
@@ -174,7 +175,7 @@ class WhitenedNorm(BaseRecorder):
             index: float | None = None
             present = [step.captures[name] for name in modules if name in step.captures]
             d, nu = tracked.after.d, float(tracked.after.nu)
-            if whitener is not None and whitener.active and present and nu > d + 1:
+            if whitener is not None and whitener.active and tracked.in_sample and present and nu > d + 1:
                 energy = sum(float(whitener.apply(c.grads).double().square().sum()) for c in present)
                 index = number(energy / sum(c.rows for c in present) / (d * (1 - (d + 1) / nu)))
             yield Row("tracking", {"step": step.step, "module": scope}, {"whitened_index": index})

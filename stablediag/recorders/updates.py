@@ -75,7 +75,8 @@ class UpdateNorm(BaseRecorder):
 class AdjacentCosine(BaseRecorder):
     r"""Inner product :math:`\langle\Delta_t, \Delta_{t-1}\rangle_F` and cosine of a module's consecutive updates.
 
-    Only target updates count. The previous one is kept as its two factors, or as a matrix where that is smaller.
+    Only target updates count, and only neighbours: null after a step that was skipped. The previous one is kept as its
+    two factors, or as a matrix where that is smaller.
 
     Parameters
     ----------
@@ -98,14 +99,18 @@ class AdjacentCosine(BaseRecorder):
     )
     _previous: dict[str, UpdateT] = field(default_factory=dict, init=False, repr=False)
     _norms: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _place: int | None = field(default=None, init=False, repr=False)
 
     def on_step(self, step: StepView) -> Iterable[Item]:
         """One row per module, of a due target step."""
         if step.phase == "warmup":
-            if self.reset_after_warmup:
-                self._previous.clear()
-                self._norms.clear()
             return
+        # A step that was skipped is never seen here, so that adjacency is a matter of the count.
+        place = step.step if self.reset_after_warmup else step.target_step
+        if self._place is None or place != self._place + 1:
+            self._previous.clear()
+            self._norms.clear()
+        self._place = place
         due = self.report(step.step, step.total)
         for module, written in module_updates(step).items():
             update = _kept(compact(written))
@@ -132,11 +137,11 @@ class AdjacentCosine(BaseRecorder):
                 tensors |= {f"{module}/left_t": update.left.mT, f"{module}/right": update.right}
             else:
                 tensors[f"{module}/matrix"] = update.matrix
-        return tensors, {"modules": list(self._previous)}
+        return tensors, {"modules": list(self._previous), "place": self._place}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore the previous updates in the layout in which they were kept: the layout decides the last bits."""
-        self._previous, self._norms = {}, {}
+        self._previous, self._norms, self._place = {}, {}, meta["place"]
         for module in meta["modules"]:
             if f"{module}/matrix" in tensors:
                 self._previous[module] = Dense(_copy(tensors[f"{module}/matrix"]))

@@ -18,7 +18,6 @@ ARRAYS = "arrays"
 # Kept out of Run.tables(): the run's own description and the pointer to its state, not results.
 INTERNAL_TABLES = ("meta", "checkpoint")
 # The only tables with wall-clock values: a resumed run equals an uninterrupted one in every other table.
-CLOCK_TABLES = ("journal", "timings")
 BUSY_SECONDS = 30.0
 # Write-ahead logging needs memory shared by processes, which only a local disk gives; others are not trusted.
 LOCAL_FILE_SYSTEMS = frozenset(

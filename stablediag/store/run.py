@@ -105,18 +105,12 @@ class Run:
 
     @property
     def state(self) -> Literal["running", "complete", "broken"]:
-        """What became of it: "complete", "running" (unfinished; resumable unless live) or "broken" (no way on)."""
-        live = self.live
+        """What became of it: "complete", "running" (unfinished; resumable unless live) or "broken" (given up)."""
         with _db.reading(self.path) as connection:
             stored = _db.meta(connection).get("state")
-            if stored in ("complete", "broken"):
-                return "complete" if stored == "complete" else "broken"
-            begun = connection.execute("SELECT 1 FROM checkpoint").fetchone() or any(
-                connection.execute(f"SELECT 1 FROM {_db.quoted(name)} LIMIT 1").fetchone()
-                for name in _db.table_names(connection)
-                if name not in (*_db.INTERNAL_TABLES, *_db.CLOCK_TABLES)
-            )
-        return "running" if live or begun else "broken"
+        if stored == "complete":
+            return "complete"
+        return "broken" if stored == "broken" else "running"
 
     @property
     def live(self) -> bool:

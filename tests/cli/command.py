@@ -13,6 +13,8 @@ from unittest.mock import patch
 import yaml
 
 from stablediag.cli import main
+from stablediag.engine.prepare import resolve
+from stablediag.spec import Spec
 
 MODULES = ["layers.[1-2].mlp.down_proj"]
 
@@ -63,3 +65,8 @@ def write_spec(path: Path, model_dir: Path, stream: Path, **changes: Any) -> Pat
     }
     path.write_text(yaml.safe_dump({**spec, **changes}), encoding="utf-8")
     return path
+
+
+def resolved(spec: Spec) -> Spec:
+    """The spec as a run stores it: with the editor's parameters written out."""
+    return resolve(spec)[0]

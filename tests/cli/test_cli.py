@@ -16,7 +16,7 @@ from stablediag import __version__
 from stablediag.spec import load
 from stablediag.store.run import Run
 from stablediag.testbed import WEIGHTS
-from tests.cli.command import command, refused, write_spec
+from tests.cli.command import command, refused, resolved, write_spec
 from tests.engine.streams import write_stream
 
 COMMANDS = ["run", "resume", "ls", "show", "export", "testbed", "testbed train", "testbed check"]
@@ -58,7 +58,7 @@ def interrupt(path, at, monkeypatch):
 def test_run_makes_a_directory_named_after_spec_and_digest(spec, tmp_path):
     done = command("run", spec, "--root", tmp_path / "runs")
     assert done.code == 0, done
-    digest = load(spec).digest()
+    digest = resolved(load(spec)).digest()
     path = tmp_path / "runs" / f"tiny-{digest[:8]}"
     assert done.out == f"{path}: complete, 3 steps, digest {digest[:8]}\n"
     assert done.err == ""
@@ -107,12 +107,12 @@ def test_dry_run_prints_a_spec_that_loads_to_the_same_digest_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     printed = tmp_path / "printed.yaml"
     printed.write_text(done.out, encoding="utf-8")
-    assert load(printed).digest() == load(spec, ["data.size=20"]).digest()
+    assert load(printed).digest() == resolved(load(spec, ["data.size=20"])).digest()
     assert f"# digest: {load(printed).digest()}\n" in done.out
     for layer in (1, 2):
         assert f"# module: model.layers.{layer}.mlp.down_proj (linear, d_in 40, d_out 24)\n" in done.out
     assert "# cost without evaluation: 2 steps, 20 edits, " in done.out
-    assert '"normaliser":"full"' in done.out
+    assert "normaliser: full" in done.out
 
 
 def test_dry_run_of_a_sweep_separates_its_specs(llama_dir, stream, tmp_path):
@@ -138,11 +138,11 @@ def test_ls_lists_complete_running_and_broken_runs(spec, finished, tmp_path, mon
         "broken": "broken",
         "complete": "complete",
     }
-    assert found["complete"]["digest"] == load(spec).digest()
+    assert found["complete"]["digest"] == resolved(load(spec)).digest()
     assert found["complete"]["steps"] == 3
     table = command("ls", tmp_path).out.splitlines()
     assert table[0].split() == ["path", "state", "live", "digest", "name", "created", "steps"]
-    assert any(load(spec).digest()[:8] in line for line in table[1:])
+    assert any(resolved(load(spec)).digest()[:8] in line for line in table[1:])
 
 
 def test_ls_of_an_empty_and_of_a_missing_folder(tmp_path):
@@ -158,7 +158,7 @@ def test_show_as_text_and_as_json(spec, finished):
     assert "problems: none\n" in text.out
     shown = json.loads(command("show", finished, "--json").out, parse_constant=pytest.fail)
     assert shown["state"] == "complete"
-    assert shown["digest"] == load(spec).digest()
+    assert shown["digest"] == resolved(load(spec)).digest()
     assert (shown["steps"], shown["edits"], shown["skipped_steps"], shown["dropped_rows"]) == (3, 30, 0, 0)
     assert {row["metric"] for row in shown["quality"]} >= {"efficacy", "generalization", "specificity"}
     assert {row["step"] for row in shown["quality"]} == {2}

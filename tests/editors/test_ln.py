@@ -210,6 +210,44 @@ def test_matched_norms_equal_the_reference():
         run_step(every, 9, make_captures(9))
 
 
+def test_solve_dtype_and_tracked_covariance():
+    single = LNEditor(LNParams(lr=0.01, solve_dtype="float32"), make_modules())
+    double = LNEditor(LNParams(lr=0.01, solve_dtype="float64"), make_modules())
+    captures = make_captures(0, rows=20)
+    a, b = (next(editor.step(None, batch(0), captures)).update.dense() for editor in (single, double))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert not torch.equal(a, b)
+    plain, tracked = (
+        LNEditor(LNParams(lr=0.01, normaliser="none", track_covariance=track), make_modules())
+        for track in (False, True)
+    )
+    assert (plain.keeps_covariance, tracked.keeps_covariance) == (False, True)
+    a, b = (run_step(editor, 0, captures)["a"] for editor in (plain, tracked))
+    assert torch.equal(a, b)
+    rows = captures["a"].grads
+    expected = (rows - rows.mean(0)).T @ (rows - rows.mean(0))
+    prior = 1e-3 * expected.trace() / D_OUT * torch.eye(D_OUT, dtype=torch.float64)
+    torch.testing.assert_close(tracked.statistics("a").niw.scale, expected + prior)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lr": -0.01}, "lr"),
+        ({"lr": 0}, "lr"),
+        ({"lr": True}, "lr"),
+        ({"lr": float("inf")}, "lr"),
+        ({"lr": 0.1, "loss": "released"}, "minibatch"),
+        ({"lr": "calibrate", "match": {"run": "x"}}, "give lr a number"),
+        ({"lr": 0.1, "warmup_apply": "no"}, "warmup_apply"),
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused(wrong, says):
+    with pytest.raises(SpecError, match=says) as caught:
+        resolve_params("ln", None, wrong)
+    assert "\n" not in str(caught.value)
+
+
 def test_presets_are_valid_and_named_in_one_place():
     for name in PRESETS:
         needed = {"match": {"run": "other"}} if name == "no_ln_matched" else {}

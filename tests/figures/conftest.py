@@ -15,7 +15,7 @@ from stablediag.stats import embed
 from tests.figures.fake import Plant, write_run
 
 COMMON = (
-    "model.path=absent-model", "edits_per_step=10", "warmup.size=30", "evaluation.subsample=5", "snapshots.prompts=40",
+    "model.path=./absent-model", "edits_per_step=10", "warmup.size=30", "evaluation.subsample=5", "snapshots.prompts=40",
     "evaluation.capability=true",
 )  # fmt: skip
 

@@ -113,8 +113,12 @@ def _quality(tx: object, step: int, values: Mapping[str, float]) -> None:
 
 def _state(spectrum: np.ndarray, steps: int) -> dict[str, torch.Tensor]:
     nu = float(ROWS * steps)
-    scale = torch.from_numpy(np.diag(spectrum * (nu - D - 1)))
-    return {f"editor/{m}/niw/{k}": v for m in MODULES for k, v in (("scale", scale), ("nu", torch.tensor(nu)))}
+    found = {}
+    for i, module in enumerate(MODULES):
+        # Modules differ a little, so that taking them in another order shows.
+        scale = torch.from_numpy(np.diag(spectrum ** (1 + 0.1 * i) * (nu - D - 1)))
+        found |= {f"editor/{module}/niw/scale": scale, f"editor/{module}/niw/nu": torch.tensor(nu)}
+    return found
 
 
 def _info(need: Need, recorders: list) -> RunInfo:

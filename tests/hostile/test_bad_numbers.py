@@ -109,7 +109,7 @@ def test_calibration_on_gradients_that_are_not_finite(all_bad, stream, tmp_path)
         failed(command("run", spec, "--out", path), path, "finite")
 
 
-@pytest.mark.parametrize("lr", ["1e39", "1e300", "-1e300"])
+@pytest.mark.parametrize("lr", ["1e39", "1e300"])
 def test_update_that_overflows(lr, llama_dir, stream, tmp_path):
     spec = write_spec(tmp_path / "s.yaml", llama_dir, stream, evaluation={"schedule": "never"})
     done = command("run", spec, f"editor.params.lr={lr}", "--out", tmp_path / "run")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stablediag.spec import load_many
 from stablediag.store.run import Run
-from tests.cli.command import command, refused, write_spec
+from tests.cli.command import command, refused, resolved, write_spec
 from tests.engine.streams import write_stream
 
 
@@ -62,12 +62,12 @@ def content(folder):
 def test_directories_that_are_not_empty(spec, tmp_path):
     run = make(spec, tmp_path / "one")
     before = content(run)
-    refused("run", spec, "--out", run, says=(str(run), "not empty", "choose another directory"))
+    refused("run", spec, "--out", run, says=(str(run), "holds another run", "choose another directory"))
     assert content(run) == before
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine", encoding="utf-8")
-    refused("run", spec, "--out", other, says=(str(other), "not empty"))
+    refused("run", spec, "--out", other, says=(str(other), "not an empty directory"))
     assert [path.name for path in other.iterdir()] == ["notes.txt"]
     refused("run", spec, "--out", other / "notes.txt", says=("notes.txt",))
     refused("run", spec, "--out", other / "notes.txt" / "run", says=("notes.txt",))
@@ -98,7 +98,7 @@ def test_resume_with_another_model(interrupted, model):
 
 def test_resume_with_another_dataset(interrupted, stream):
     write_stream(stream, 80, seed=5)
-    refused("resume", interrupted, says=(str(interrupted), "dataset is not the one the run began with"))
+    refused("resume", interrupted, says=(str(interrupted), "dataset or matched run is not the one the run began with"))
     stream.unlink()
     refused("resume", interrupted, says=("edits.jsonl: no such file",))
 
@@ -143,7 +143,7 @@ def test_match_of_a_run_that_serves(spec, tmp_path):
 def test_a_sweep_over_an_unfinished_run(spec, interrupted, model, stream, tmp_path):
     sweep = write_spec(tmp_path / "spec.yaml", model, stream, vary={"data.seed": [0, 1]})
     first, _ = load_many(sweep)
-    path = tmp_path / "runs" / f"{first.name}-{first.digest()[:8]}"
+    path = tmp_path / "runs" / f"{first.name}-{resolved(first).digest()[:8]}"
     path.parent.mkdir()
     interrupted.rename(path)
     refused("run", sweep, "--root", tmp_path / "runs", says=(f"stablediag resume {path}",))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stablediag.spec import load, load_many
-from tests.cli.command import refused, write_spec
+from tests.cli.command import refused, resolved, write_spec
 from tests.engine.streams import write_stream
 
 
@@ -124,7 +124,7 @@ def test_a_later_spec_of_a_sweep_is_refused_before_the_first_one_runs(spec, tmp_
     refused("run", sweep, "--root", tmp_path / "runs", says=("ridge", "-1"))
     occupied = changed(spec, tmp_path / "o.yaml", lambda tree: tree.update(vary={"data.seed": [0, 1]}))
     _, last = load_many(occupied)
-    used = tmp_path / "runs" / f"{last.name}-{last.digest()[:8]}"
+    used = tmp_path / "runs" / f"{last.name}-{resolved(last).digest()[:8]}"
     used.mkdir(parents=True)
     (used / "notes.txt").touch()
     refused("run", occupied, "--root", tmp_path / "runs", says=(str(used), "not empty"))

@@ -98,13 +98,13 @@ def test_relative_floor_counts_and_d_eff():
     whitener = full_whitener(state, floor=Floor("relative", 0.5))
     assert int(whitener.floored) == (values < bound).sum() > 0
     assert float(whitener.floored_fraction) == pytest.approx((values < bound).mean())
-    assert float(whitener.d_eff) == pytest.approx((values / np.maximum(values, bound)).sum(), rel=1e-10)
+    assert float(whitener.energy) == pytest.approx((values / np.maximum(values, bound)).sum(), rel=1e-10)
     assert float(whitener.eig_max) == pytest.approx(values[-1], rel=1e-12)
     condition = whitener.condition()
     assert condition.exact
     assert float(condition.raw) == pytest.approx(values[-1] / values[0], rel=1e-9)
     assert float(condition.floored) == pytest.approx(values[-1] / bound, rel=1e-9)
-    assert float(full_whitener(state).d_eff) == pytest.approx(5.0, rel=1e-12)
+    assert float(full_whitener(state).energy) == pytest.approx(5.0, rel=1e-12)
 
 
 def test_singular_covariance_is_counted_or_refused_never_silent():
@@ -198,7 +198,7 @@ def test_batched_equals_a_loop(device):
                 alone = build(NIW.empty(4, device=device).update(rows[i, j]))
                 torch.testing.assert_close(white[i, j], alone.apply(rows[i, j]), rtol=1e-9, atol=1e-10)
                 assert batched.floored[i, j] == alone.floored
-                torch.testing.assert_close(batched.d_eff[i, j], alone.d_eff, equal_nan=True)
+                torch.testing.assert_close(batched.energy[i, j], alone.energy, equal_nan=True)
                 torch.testing.assert_close(batched.condition().raw[i, j], alone.condition().raw, equal_nan=True)
 
 
@@ -244,7 +244,7 @@ def test_diagonal_condition_is_a_lower_bound_and_says_so():
     assert float(bound.raw) == pytest.approx(float(var.max() / var.min()), rel=1e-9)
     assert float(bound.raw) <= float(full_whitener(state).condition().raw)
     assert bool(plain.eig_max.isnan())
-    assert bool(plain.d_eff.isnan())
+    assert bool(plain.energy.isnan())
 
 
 def test_threshold_and_fallbacks():

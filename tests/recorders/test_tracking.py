@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def proposals(listed, *, kind="full", full=True, scope="m", floor=None):
         factor = before.factor(rows) if full else None
         diag = state.diag() if full else state
         whitener = gradient_whitener(state if full else None, diag, kind=kind, floor=floor or Floor())
-        yield Proposal("m", zero, {scope: Tracked(state, before.nu, before.mean, factor)}, whitener)
+        yield Proposal("m", zero, {scope: Tracked(state, before.nu, before.mean, factor, state.nu)}, whitener)
 
 
 def record(recorder, step_view, made, captures=None, start=0):
@@ -130,7 +132,7 @@ def test_drift_equals_the_dense_twin(step_view, d):
 def test_forgetting_leaves_no_covariance_shift(step_view):
     first, second = proposals(blocks([60, 60]))
     ((scope, tracked),) = second.tracked.items()
-    second.tracked[scope] = Tracked(tracked.after, tracked.before_nu, tracked.before_mean, None)
+    second.tracked[scope] = replace(tracked, factor=None)
     found = record(DriftSurrogates(), step_view, [first, second])
     assert found[1]["cov_shift"] is None
     assert found[1]["mean_shift"] is not None

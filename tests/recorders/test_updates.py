@@ -93,11 +93,22 @@ def test_cosines_equal_the_dense_twin(step_view, kinds, dtype, tolerance):
 
 def run_phases(recorder, step_view, phases, written=True):
     ups = updates(len(phases), seed=3)
-    rows = [
-        list(recorder.on_step(step_view(i, [applied(up)], phase=phase, written=written or phase == "target")))
-        for i, (up, phase) in enumerate(zip(ups, phases, strict=True))
-    ]
+    rows = []
+    for i, (up, phase) in enumerate(zip(ups, phases, strict=True)):
+        place = phases[:i].count("target")
+        view = step_view(i, [applied(up)], phase=phase, written=written or phase == "target", target_step=place)
+        rows.append(list(recorder.on_step(view)))
     return ups, [row[0].values["cosine"] if row else "no row" for row in rows]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_no_cosine_reaches_over_a_skipped_step(step_view, reset):
+    recorder = AdjacentCosine(reset_after_warmup=reset)
+    found = []
+    for step in (0, 1, 3, 4):
+        rows = list(recorder.on_step(step_view(step, [applied(updates(1, seed=step)[0])])))
+        found.append(rows[0].values["cosine"])
+    assert [cosine is None for cosine in found] == [True, False, True, False]
 
 
 PHASES = ("warmup", "warmup", "target", "target", "warmup", "target", "target")
