@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from figures.registry import FIGURES, FigureModule
 from figures.runs import canonical, describe, fingerprint
 from figures.verdict import Verdict
 from stablediag import plots
+from stablediag.engine.provenance import package_versions
 
 #: files of this folder that decide which runs exist, not what a picture looks like
 _PLUMBING = ("build.py", "needs.py", "registry.py", "runs.py", "scales.py")
@@ -25,13 +25,7 @@ _PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "scikit-learn", "umap-lea
 
 def versions() -> dict[str, str]:
     """Versions of the packages that draw."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return package_versions(_PACKAGES)
 
 
 def inputs_hash(module: FigureModule, needs: Sequence[Need], root: Path) -> str:

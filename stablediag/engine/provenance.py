@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,7 +39,12 @@ def collect(spec: Spec, loaded: LoadedModel, datasets: Mapping[str, Any], *, ver
     return RunInfo(
         spec=spec.canonical(),
         digest=spec.digest(),
-        versions={**_versions(), "python": platform.python_version(), "engine": str(ENGINE_VERSION), **versions},
+        versions={
+            **package_versions(_PACKAGES),
+            "python": platform.python_version(),
+            "engine": str(ENGINE_VERSION),
+            **versions,
+        },
         code=code_state(),
         device=torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -51,9 +56,10 @@ def collect(spec: Spec, loaded: LoadedModel, datasets: Mapping[str, Any], *, ver
     )
 
 
-def _versions() -> dict[str, str]:
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions by distribution name; ``not installed`` where there is none."""
     found = {}
-    for name in _PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -86,7 +86,9 @@ class Session:
             For a wrong spec, dataset, model or editor, before anything is written; StoreError for a used directory.
         """
         if (path / "run.sqlite").exists():
-            raise StoreError(f"{path} holds another run: choose another directory, or continue that one with `stablediag resume {path}`")
+            raise StoreError(
+                f"{path} holds another run: choose another directory, or continue that one with `stablediag resume {path}`"
+            )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StoreError(f"{path} is not an empty directory: choose another, or empty it")
         prepared = Prepared(spec, run_dir=path)
@@ -348,7 +350,8 @@ def _extra_row(step: int, proposal: Proposal) -> Row:
 
 def _finite(update: Update) -> bool:
     parts = (update.left, update.right) if isinstance(update, LowRank) else (update.matrix,)
-    return all(bool(torch.isfinite(part).all()) for part in parts)
+    # The sum decides in one pass unless it overflows.
+    return all(bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _rows(captures: Mapping[str, Capture]) -> int:

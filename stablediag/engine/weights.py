@@ -15,7 +15,8 @@ from stablediag.errors import ModelError, SpecError
 from stablediag.maths.update import Dense, UpdateT
 from stablediag.models import ResolvedModule
 
-# Rows are handled in blocks of about this many entries, so that no second dense matrix is made.
+# Rows are handled in blocks of about this many entries, so that no second dense matrix is made; on a CPU in smaller
+# ones, which stay in its cache.
 _BLOCK_ENTRIES = 1 << 22
 
 Master = Literal["fp32", "model"]
@@ -103,11 +104,14 @@ class WeightWriter:
         sums = torch.zeros(5, dtype=torch.float64, device=weight.device)
         for rows in _row_blocks(weight):
             before = weight[rows].clone() if measure else None
-            _add(weight[rows] if master is None else master[rows], left[rows], right)
+            intended = _block(left[rows], right, weight.device)
+            # For a narrow target the change is rounded to its type and then added, as the released editors do.
+            target = weight if master is None else master
+            target[rows].add_(intended.to(target.dtype))
             if master is not None:
                 weight[rows].copy_(master[rows])
             if before is not None:
-                sums += _compare(before, weight[rows], left[rows], right)
+                sums += _compare(before, weight[rows], intended)
         return _realised(sums) if measure else None
 
     @torch.no_grad()
@@ -180,7 +184,8 @@ class WeightWriter:
 
 
 def _row_blocks(weight: Tensor) -> Iterator[slice]:
-    step = max(1, _BLOCK_ENTRIES // max(1, weight.shape[1]))
+    entries = _BLOCK_ENTRIES if weight.is_cuda else _BLOCK_ENTRIES // 2
+    step = max(1, entries // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], step):
         yield slice(start, start + step)
 
@@ -205,29 +210,23 @@ def _block(left: Tensor, right: Tensor | None, device: torch.device) -> Tensor:
     return left.to(device=device, dtype=torch.promote_types(left.dtype, torch.float32))
 
 
-def _add(target: Tensor, left: Tensor, right: Tensor | None) -> None:
-    """``target += left @ right`` for one block of rows."""
-    if right is not None and _wide(target):
-        target.addmm_(left, right)
-    else:
-        # For a narrow target the change is rounded to its type and then added, as the released editors do.
-        target.add_(_block(left, right, target.device).to(target.dtype))
-
-
-def _compare(before: Tensor, after: Tensor, left: Tensor, right: Tensor | None) -> Tensor:
+def _compare(before: Tensor, after: Tensor, intended: Tensor) -> Tensor:
     """Float64 sums: intended^2, realised^2, intended x realised, intended non-zero, of these unchanged."""
-    intended = _block(left, right, before.device).double()
-    realised = after.double() - before.double()
+    realised = _at_least_single(after) - _at_least_single(before)
     wanted = intended != 0
     return torch.stack(
         [
-            intended.square().sum(),
-            realised.square().sum(),
-            (intended * realised).sum(),
+            intended.square().sum(dtype=torch.float64),
+            realised.square().sum(dtype=torch.float64),
+            (intended * realised).sum(dtype=torch.float64),
             wanted.sum().double(),
-            (wanted & (after == before)).sum().double(),
+            (wanted & (realised == 0)).sum().double(),
         ]
     )
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor if _wide(tensor) else tensor.float()
 
 
 def _realised(sums: Tensor) -> Realised:

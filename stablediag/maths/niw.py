@@ -285,19 +285,28 @@ class DiagNIW(_Moments):
     @staticmethod
     def _accumulate(scale: Tensor, centred: Tensor | None, jump: Tensor, forget: float) -> Tensor:
         total = forget * scale + jump.square()
-        return total if centred is None else total + centred.square().sum(dim=-2)
+        return total if centred is None else total + torch.linalg.vector_norm(centred, dim=-2).square()
 
 
 def _inflated(rows: Tensor, centre: Tensor, block_ids: Tensor | None) -> Tensor:
     """Rows whose Gram is the joint scatter with each block's own part multiplied by ``n_b/(n_b - 1)``."""
-    n, d = rows.shape[-2:]
+    parts = []
+    for block in _blocks(rows, block_ids):
+        size = block.shape[-2]
+        mean = block.mean(dim=-2, keepdim=True)
+        # One row has no scatter of its own, so that nothing is there to inflate; the released code divides by zero.
+        parts.append((block - mean) * math.sqrt(size / max(size - 1, 1)))
+        parts.append((mean - centre.unsqueeze(-2)) * math.sqrt(size))
+    return torch.cat(parts, dim=-2)
+
+
+def _blocks(rows: Tensor, block_ids: Tensor | None) -> Sequence[Tensor]:
+    """The rows block by block: small pieces that stay in a cache."""
     if block_ids is None:
-        block_ids = torch.zeros(n, dtype=torch.int64, device=rows.device)
-    ids, index, counts = torch.unique(block_ids, return_inverse=True, return_counts=True)
-    sizes = counts.to(torch.float64).unsqueeze(-1)
-    sums = torch.zeros(*rows.shape[:-2], len(ids), d, dtype=torch.float64, device=rows.device)
-    means = sums.index_add(-2, index, rows) / sizes
-    # One row has no scatter of its own, so that nothing is there to inflate; the released code divides by zero.
-    within = (rows - means[..., index, :]) * (sizes / (sizes - 1).clamp_min(1)).sqrt()[index]
-    between = (means - centre.unsqueeze(-2)) * sizes.sqrt()
-    return torch.cat([within, between], dim=-2)
+        return (rows,)
+    runs, sizes = torch.unique_consecutive(block_ids, return_counts=True)
+    if len(runs) > len(runs.unique()):
+        order = torch.argsort(block_ids, stable=True)
+        rows = rows.index_select(-2, order)
+        sizes = torch.unique_consecutive(block_ids[order], return_counts=True)[1]
+    return rows.split(sizes.tolist(), dim=-2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stablediag.store import Run, RunWriter, _db
+from stablediag.store import Run, RunWriter
 from stablediag.types import RunInfo
 
 COLUMNS = {
@@ -43,7 +43,7 @@ def step(writer: RunWriter, number: int) -> None:
 
 
 def contents(run: Run) -> dict[str, pd.DataFrame]:
-    return {name: run.table(name) for name in run.tables() if name not in _db.CLOCK_TABLES}
+    return {name: run.table(name) for name in run.tables() if name not in ("journal", "timings")}
 
 
 def assert_same(one: Run, two: Run) -> None:
