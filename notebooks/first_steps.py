@@ -48,7 +48,8 @@ edit.prompt, edit.target, edit.rephrases[0], edit.locality[0]
 #
 # The spec is the whole experiment. `paper` is StableEdit as its Algorithm 1 says. The second run is the ablation that
 # the paper reports as "w/o LN": raw gradients at the same learning rate. The third is the control that the paper lacks:
-# raw gradients whose updates have, step by step, the norms of the first run.
+# raw gradients whose updates have, step by step, the norms of the first run. The learning rate is what `lr: calibrate`
+# finds on this model.
 
 
 # %%
@@ -64,7 +65,7 @@ def spec(editor: dict) -> stablediag.Spec:
     )
 
 
-lr = 8e-4
+lr = 1.3e-2
 done = {
     "with LN": stablediag.run(spec({"preset": "no_warmup", "params": {"lr": lr}}), runs / "ln", progress=False),
     "without LN, same rate": stablediag.run(spec({"preset": "no_ln", "params": {"lr": lr}}), runs / "raw", progress=False),

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from stablediag.engine import provenance
-from stablediag.engine.prepare import Prepared
+from stablediag.engine.prepare import Prepared, resolve
 from stablediag.spec import Spec
 from tests.engine.streams import write_stream
 
@@ -67,7 +67,7 @@ def test_info_is_plain_json_with_all_that_identifies_a_run(llama_dir, tmp_path):
         }
     )
     info = Prepared(spec, run_dir=tmp_path / "run").info
-    assert info.digest == spec.digest()
+    assert info.digest == resolve(spec)[0].digest()
     assert Spec.from_mapping(dict(info.spec)).digest() == info.digest
     assert {"python", "torch", "transformers", "stablediag", "engine"} <= info.versions.keys()
     assert any(name.startswith("recorder:") for name in info.versions)
