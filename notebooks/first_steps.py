@@ -101,10 +101,10 @@ table
 # %%
 with plots.style():
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for (name, run), marker in zip(done.items(), "os^", strict=True):
+    for (name, run), style in zip(done.items(), ("o-", "s:", "^--"), strict=True):
         by_step = run.table("updates").groupby("step")[["norm", "cosine"]].mean()
-        axes[0].semilogy(by_step.index + 1, by_step["norm"], marker=marker, markersize=3, label=name)
-        axes[1].plot(by_step.index + 1, by_step["cosine"], marker=marker, markersize=3)
+        axes[0].semilogy(by_step.index + 1, by_step["norm"], style, markersize=4, label=name)
+        axes[1].plot(by_step.index + 1, by_step["cosine"], style, markersize=4)
     axes[0].set(xlabel="step", ylabel="update Frobenius norm")
     axes[1].set(xlabel="step", ylabel="cosine of adjacent updates")
     axes[1].axhline(0, color="0.5", linewidth=0.8)
@@ -112,7 +112,7 @@ with plots.style():
     axes[2].loglog(tracking["nu"], tracking["condition_raw"], marker="o", markersize=3, label="measured")
     d_out = next(iter(done["with LN"].info.model["modules"].values()))[1]
     nu = np.geomspace(tracking["nu"].min(), tracking["nu"].max(), 100)
-    axes[2].loglog(nu, mp_condition(nu, d_out), color="0.5", linestyle="--", label="pure noise")
+    axes[2].loglog(nu, mp_condition(nu, d_out), color="0.5", linestyle="--", label="pure noise, identity")
     axes[2].set(xlabel="gradient rows seen", ylabel="condition number of $\\hat\\Sigma$")
     axes[2].legend()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
