@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stablediag.editors.base import Proposal
-from stablediag.editors.ln import Calibration, LNEditor
+from stablediag.editors.ln import LNEditor
+from stablediag.editors.ln_params import Calibration
 from stablediag.engine.view import ModelView
 from stablediag.errors import NumericalError
 from stablediag.evaluation.metrics import CachedPairs, score_cached

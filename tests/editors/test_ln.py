@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stablediag.editors.base import Applied, editor_class, resolve_params
-from stablediag.editors.ln import PRESETS, LNEditor, LNParams
+from stablediag.editors.ln import LNEditor
+from stablediag.editors.ln_params import PRESETS, LNParams
 from stablediag.errors import NumericalError, SpecError
 from stablediag.models import ResolvedModule
 from stablediag.types import Capture, Edit, EditBatch

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stablediag.data.load import load_stream
-from stablediag.editors.ln import Calibration, LNEditor, LNParams
+from stablediag.editors.ln import LNEditor
+from stablediag.editors.ln_params import Calibration, LNParams
 from stablediag.engine.calibrate import _smallest, calibrate, mean_match
 from stablediag.engine.session import Session, resume, run
 from stablediag.engine.view import ModelView

@@ -92,7 +92,7 @@ def test_the_search_finds_what_is_planted(planted):
 
 def test_the_search_finds_paths_and_passes_what_is_right():
     assert MACHINE_PATHS.findall('open("/home/me/x")')
-    assert MACHINE_PATHS.findall("Path('/work/x')")
+    assert MACHINE_PATHS.findall("Path('/{}/x')".format("work"))
     assert not MACHINE_PATHS.findall('"https://host/home/x", "/proc/mounts"')
     assert findings("yaml.load(t, Loader=_Loader)\nf(trust_remote_code=False)\nnp.load(f, allow_pickle=False)") == []
 
