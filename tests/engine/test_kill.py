@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import signal
 import time
@@ -75,7 +74,7 @@ def test_twenty_random_kills(llama_dir, tmp_path):
         while not _begun(path) and process.is_alive():
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 1.1 * seconds))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         left = Run.open(path)
         if left.state != "complete":
