@@ -126,6 +126,9 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
             gap = compare.paired(mine, value="shift", arm="arm", first=arm, second="stableedit")
             levels = {a: mine.loc[mine["arm"] == a, "shift"].mean() for a in (arm, "stableedit")}
             name = f"shift {levels[arm]:.2f} against {levels['stableedit']:.2f} with LN; difference"
-            claim = f"{title}: hidden states shift more without LN ({plots.look(arm).label})"
+            claim = f"{title}: the cloud's centre moves more without LN ({plots.look(arm).label})"
             found.append(judge(claim, gap, name=name, shown_above=0.0))
+            closer = compare.paired(mine, value="cka", arm="arm", first="stableedit", second=arm)
+            claim = f"{title}: hidden states stay more similar with LN, by linear CKA ({plots.look(arm).label})"
+            found.append(judge(claim, closer, name="difference of CKA", shown_above=0.0))
     return found

@@ -27,4 +27,4 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def verdicts(frame: pd.DataFrame) -> list[Verdict]:
     """See `control.fall_verdicts`."""
-    return control.fall_verdicts(frame, "the largest eigenvalue")
+    return control.fall_verdicts(frame, "the largest eigenvalue (it also falls when gradients shrink)")

@@ -57,7 +57,7 @@ def null_limit(frame: pd.DataFrame) -> float:
 
 def null_label(frame: pd.DataFrame) -> str:
     """Legend entry of the band."""
-    return f"independent updates: within ±1.96/√d = ±{null_limit(frame):.2f} at most"
+    return f"independent whitened updates: 95 % within ±{null_limit(frame):.2f} or less"
 
 
 def edges(frame: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -117,7 +117,8 @@ def summary(out: Path, scale: str) -> Path:
     lines = [
         "# What the figures show",
         "",
-        f"Scale: {scale}. Intervals are 95 % over seeds. One line per claim of the paper.",
+        f"Scale: {scale}. One line per claim, the paper's or a control's. Intervals are 95 % over seeds, each line on its own:",
+        "they are not corrected for the number of lines.",
         "",
     ]
     for name in FIGURES:

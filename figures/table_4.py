@@ -123,10 +123,12 @@ def _cell(values: pd.Series) -> str:
 #: (claim, metric, arm that should be higher, arm that should be lower)
 CLAIMS = (
     ("warm-up helps: full above no warm-up", "efficacy", "stableedit", "no_warmup"),
+    ("warm-up helps: full above no warm-up", "specificity", "stableedit", "no_warmup"),
     ("whitening helps: full above no whitening", "efficacy", "stableedit", "no_whitening"),
     ("whitening helps: full above no whitening", "specificity", "stableedit", "no_whitening"),
     ("StableEdit above ULTRAEDIT", "efficacy", "stableedit", "ultraedit"),
     ("StableEdit above ULTRAEDIT", "specificity", "stableedit", "ultraedit"),
+    ("warm-up edits do better than a statistics-only warm-up", "efficacy", "stableedit", "stats_only_warmup"),
     ("warm-up edits do better than a statistics-only warm-up", "specificity", "stableedit", "stats_only_warmup"),
     ("no LN is far below full (same rate)", "efficacy", "stableedit", "no_ln"),
     (

@@ -17,7 +17,7 @@ class Verdict:
     Attributes
     ----------
     claim : str
-        The paper's sentence, in short.
+        The paper's sentence, or the control's, in short.
     answer : str
         ``shown``, ``not shown`` or ``opposite``.
     effect : str

@@ -44,9 +44,9 @@ edit = edit_stream("new", size=1, seed=0)[0]
 edit.prompt, edit.target, edit.rephrases[0], edit.locality[0]
 
 # %% [markdown]
-# ## Two runs
+# ## Three runs
 #
-# The spec is the whole experiment. `paper` is StableEdit as its Algorithm 1 says. The second run is the ablation that
+# The spec is the whole experiment. The first run is StableEdit without its warm-up. The second is the ablation that
 # the paper reports as "w/o LN": raw gradients at the same learning rate. The third is the control that the paper lacks:
 # raw gradients whose updates have, step by step, the norms of the first run. The learning rate is what `lr: calibrate`
 # finds on this model.

@@ -35,9 +35,9 @@ LOW = {"efficacy": 0.3, "generalization": 0.2, "specificity": 0.4, "specificity_
 #: arms as the paper would have them
 AS_CLAIMED = {
     "stableedit": Plant(quality=HIGH, seconds=0.14),
-    "no_ln": Plant(norms=(0.01, 0.01), cosine=0.5, quality=LOW, shift=1.0),
+    "no_ln": Plant(norms=(0.01, 0.01), cosine=0.5, quality=LOW, shift=1.0, scrambled=True),
     "ultraedit_no_ln": Plant(norms=(0.01, 0.01), cosine=0.5),
-    "no_ln_first": Plant(cosine=0.5, quality=LOW, shift=1.0),
+    "no_ln_first": Plant(cosine=0.5, quality=LOW, shift=1.0, scrambled=True),
     "no_ln_every": Plant(cosine=0.5, quality=LOW),
     "no_warmup": Plant(quality=LOW),
     "no_whitening": Plant(quality=LOW),
