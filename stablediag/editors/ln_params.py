@@ -107,7 +107,7 @@ class LNParams(BaseModel):
     solve_dtype: Literal["float32", "float64"] | None = None
     track_covariance: bool = False
     match: Match | None = None
-    calibration: Calibration = Field(default_factory=lambda: Calibration(efficacy=0.9, tolerance=0.05))
+    calibration: Calibration = Field(default_factory=lambda: Calibration.model_validate({}))
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stablediag.editors.base import Proposal
+from stablediag.editors.base import Proposal, Tracked
 from stablediag.editors.ln import LNEditor
 from stablediag.editors.ln_params import Calibration
 from stablediag.engine.view import ModelView
@@ -88,19 +88,20 @@ def _direction(editor: LNEditor, view: ModelView, edits: tuple[Edit, ...], phase
         proposals = list(editor.step(view, batch, captures))
     finally:
         editor.lr = lr
-    counts = {scope: float(tracked.after.nu) for one in proposals for scope, tracked in one.tracked.items()}
-    return {one.module: one.update.scaled(_settled(editor, one, counts)) for one in proposals}
+    scopes = {scope: tracked for one in proposals for scope, tracked in one.tracked.items()}
+    return {one.module: one.update.scaled(_settled(one, scopes[editor.scope_of(one.module)])) for one in proposals}
 
 
-def _settled(editor: LNEditor, proposal: Proposal, counts: Mapping[str, float]) -> float:
+def _settled(proposal: Proposal, tracked: Tracked) -> float:
     """What the update of a young covariance lacks in norm.
 
     A row that is part of its own covariance has the whitened energy ``d (1 - (d + 1)/nu)`` on average, almost nothing
     just past ``nu = d + 1``. A rate found there would be far too large a few steps later.
     """
-    if proposal.whitener is None or not proposal.whitener.active or editor.params.stats_order == "before":
+    older = tracked.whitener_nu == tracked.before_nu
+    if proposal.whitener is None or not proposal.whitener.active or older:
         return 1.0
-    nu, d = counts[editor.scope_of(proposal.module)], proposal.update.shape[-1]
+    nu, d = tracked.whitener_nu, proposal.update.shape[-1]
     return math.sqrt(nu / (nu - d - 1))
 
 
