@@ -8,12 +8,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-quick test-gpu lint types figures figures-quick notebooks bench bench-gpu clean
+.PHONY: help install test test-quick test-gpu lint types figures figures-quick bounds bounds-quick notebooks bench bench-gpu clean
 
 help:
 	@echo "make figures        everything set up, every testbed run made, every figure drawn"
 	@echo "make figures-quick  the same at a small scale"
 	@echo "make figure-NAME    one figure, such as figure-4"
+	@echo "make bounds         the theorems against exact oracles, one table (bounds-quick: under 90 seconds)"
 	@echo "make test           everything set up, all tests"
 	@echo "make test-gpu       the tests that need a CUDA device"
 	@echo "make notebooks      notebooks/*.py as .ipynb, executed"
@@ -51,6 +52,15 @@ figures-quick: $(READY)
 
 figure-%: $(READY)
 	$(BIN)/python -m figures.build figure-$*
+
+theory-%: $(READY)
+	$(BIN)/python -m figures.build theory-$*
+
+bounds: $(READY)
+	$(BIN)/stablediag check
+
+bounds-quick: $(READY)
+	$(BIN)/stablediag check --quick
 
 notebooks: $(READY)
 	for source in notebooks/*.py; do $(BIN)/jupytext --to ipynb --execute $$source || exit 1; done

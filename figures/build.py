@@ -1,6 +1,7 @@
 """Build figures and tables: ``python -m figures.build [IDS...] [--quick]``; ``--list`` says what there is.
 
-Runs that are missing, unfinished or out of date are made first. A figure whose inputs have not changed is left alone.
+Runs that are missing, unfinished or out of date are made first; simulated cells are computed or read from their cache. A
+figure whose inputs have not changed is left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from figures.frames import ArmRun
 from figures.needs import Need, Scale
 from stablediag.errors import StablediagError
 from stablediag.store.run import Run
+from synthetic.grid import Cell, run_cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print_listing(listing(names, scale, options.runs, out), as_json=options.json)
             return 0
-        return build(names, scale, options.runs, out, jobs=options.jobs)
+        return build(names, scale, options.runs, out, jobs=options.jobs, cell_cache=options.cells)
     except StablediagError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -49,7 +51,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, help="folder for the pictures (default: figures/out, quick: figures/out/quick)"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/testbed"), help="folder of the testbed runs")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
+    parser.add_argument("--cells", type=Path, default=Path("runs/checks"), help="folder of the simulated cells")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs or simulated cells at a time"
+    )
     parser.add_argument("--list", action="store_true", help="list figures, the runs they need, and their state")
     parser.add_argument("--json", action="store_true", help="with --list: JSON")
     return parser.parse_args(arguments)
@@ -61,21 +66,38 @@ def listing(names: Sequence[str], scale: Scale, root: Path, out: Path) -> list[d
     states: dict[str, str] = {}
     for name in names:
         module = registry.module(name)
-        needs = module.NEEDS.resolve(scale)
+        needs = _needs(module, scale)
         for need in needs:
             if need.directory not in states:
                 states[need.directory] = runs.status(need, root).state
         ready = sum(states[need.directory] == "ok" for need in needs)
         row = {"id": name, "title": module.TITLE, "runs": len(needs), "ready": ready}
-        rows.append(row | {"state": _state(name, module, needs, ready == len(needs), root, out)})
+        rows.append(row | {"state": _state(name, module, needs, ready == len(needs), scale, root, out)})
     return rows
 
 
-def _state(name: str, module: registry.FigureModule, needs: Sequence[Need], ready: bool, root: Path, out: Path) -> str:
+def _state(
+    name: str,
+    module: registry.FigureModule | registry.TheoryModule,
+    needs: Sequence[Need],
+    ready: bool,
+    scale: Scale,
+    root: Path,
+    out: Path,
+) -> str:
     found = output.sidecar(out, name)
     if found is None:
         return "missing"
-    return "drawn" if ready and found.get("inputs") == output.inputs_hash(module, needs, root) else "stale"
+    inputs = output.inputs_hash(module, needs, root, _cells(module, scale))
+    return "drawn" if ready and found.get("inputs") == inputs else "stale"
+
+
+def _needs(module: registry.FigureModule | registry.TheoryModule, scale: Scale) -> list[Need]:
+    return [] if registry.simulated(module) else module.NEEDS.resolve(scale)
+
+
+def _cells(module: registry.FigureModule | registry.TheoryModule, scale: Scale) -> list[Cell]:
+    return module.cells(scale.name == "quick") if registry.simulated(module) else []
 
 
 def print_listing(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -84,10 +106,12 @@ def print_listing(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
-        print(f"{row['id']:<10}  {row['state']:<8}  runs {row['ready']:>3}/{row['runs']:<3}  {row['title']}")
+        print(f"{row['id']:<18}  {row['state']:<8}  runs {row['ready']:>3}/{row['runs']:<3}  {row['title']}")
 
 
-def build(names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: int) -> int:
+def build(
+    names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: int, cell_cache: Path | None = None
+) -> int:
     """Make the runs, draw what changed, write the summary.
 
     Returns
@@ -101,7 +125,7 @@ def build(names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: in
     needs: dict[str, list[Need]] = {}
     for name in names:
         try:
-            needs[name] = registry.module(name).NEEDS.resolve(scale)
+            needs[name] = _needs(registry.module(name), scale)
         except Exception as error:
             failed[name] = runs.one_line(error)
     every = {need.directory: need for found in needs.values() for need in found}
@@ -110,7 +134,7 @@ def build(names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: in
     outcomes = runs.make(list(todo.values()), root, jobs=jobs, report=_say) if todo else {}
     for name, wanted in needs.items():
         try:
-            _figure(name, wanted, outcomes, scale, root, out)
+            _figure(name, wanted, outcomes, scale, root, out, jobs=jobs, cell_cache=cell_cache)
         except Exception as error:
             failed[name] = runs.one_line(error)
     _say(f"{output.summary(out, scale.name)}; {time.perf_counter() - began:.0f} s in all")
@@ -120,7 +144,15 @@ def build(names: Sequence[str], scale: Scale, root: Path, out: Path, *, jobs: in
 
 
 def _figure(
-    name: str, needs: Sequence[Need], outcomes: dict[str, runs.Outcome], scale: Scale, root: Path, out: Path
+    name: str,
+    needs: Sequence[Need],
+    outcomes: dict[str, runs.Outcome],
+    scale: Scale,
+    root: Path,
+    out: Path,
+    *,
+    jobs: int,
+    cell_cache: Path | None,
 ) -> None:
     broken = [one for need in needs if (one := outcomes.get(need.directory)) is not None and one.error is not None]
     if broken:
@@ -128,13 +160,18 @@ def _figure(
             f"{len(broken)} of {len(needs)} runs failed, such as {broken[0].need.label}: {broken[0].error}"
         )
     module = registry.module(name)
-    inputs = output.inputs_hash(module, needs, root)
+    cells = _cells(module, scale)
+    inputs = output.inputs_hash(module, needs, root, cells)
     found = output.sidecar(out, name)
     done = "unchanged"
     if found is None or found.get("inputs") != inputs:
         began = time.perf_counter()
-        frame = module.prepare([ArmRun(n.arm, n.setting, n.seed, Run.open(root / n.directory)) for n in needs])
-        output.write(out, name, module, frame, module.verdicts(frame), needs, inputs=inputs, scale=scale.name)
+        if registry.simulated(module):
+            frame = module.prepare(cells, run_cells(cells, jobs=jobs, cache_dir=cell_cache))
+        else:
+            frame = module.prepare([ArmRun(n.arm, n.setting, n.seed, Run.open(root / n.directory)) for n in needs])
+        verdicts = module.verdicts(frame)
+        output.write(out, name, module, frame, verdicts, needs, inputs=inputs, scale=scale.name, cells=cells)
         done = f"drawn in {time.perf_counter() - began:.1f} s"
         found = output.sidecar(out, name)
     _say(f"{name}: {done}; {output.headline(found or {'verdicts': []})}")

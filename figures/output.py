@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from figures.needs import Need
-from figures.registry import FIGURES, FigureModule
+from figures.registry import FIGURES, Drawn
 from figures.runs import canonical, describe, fingerprint
 from figures.verdict import Verdict
 from stablediag import plots
 from stablediag.engine.provenance import package_versions
+from synthetic.grid import Cell
 
 #: files of this folder that decide which runs exist, not what a picture looks like
 _PLUMBING = ("build.py", "needs.py", "registry.py", "runs.py", "scales.py")
@@ -28,11 +29,11 @@ def versions() -> dict[str, str]:
     return package_versions(_PACKAGES)
 
 
-def inputs_hash(module: FigureModule, needs: Sequence[Need], root: Path) -> str:
-    """SHA-256 of everything a figure is made of: data of its runs, its script, shared drawing code, package versions."""
+def inputs_hash(module: Drawn, needs: Sequence[Need], root: Path, cells: Sequence[Cell] = ()) -> str:
+    """SHA-256 of everything a figure is made of: data of its runs, simulated cells, its script, shared drawing code, packages."""
     digest = hashlib.sha256()
     runs = sorted((need.label, need.digest, fingerprint(need, root)) for need in needs)
-    digest.update(canonical([runs, versions()]).encode())
+    digest.update(canonical([runs, [cell.digest() for cell in cells], versions()]).encode())
     for path in _sources(Path(module.__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -60,13 +61,14 @@ def sidecar(out: Path, name: str) -> dict[str, Any] | None:
 def write(
     out: Path,
     name: str,
-    module: FigureModule,
+    module: Drawn,
     frame: pd.DataFrame,
     verdicts: Sequence[Verdict],
     needs: Sequence[Need],
     *,
     inputs: str,
     scale: str,
+    cells: Sequence[Cell] = (),
 ) -> None:
     """Draw a figure and write all its files; equal inputs give equal bytes.
 
@@ -78,7 +80,10 @@ def write(
     frame.to_csv(files[0], index=False, float_format="%.9g", lineterminator="\n")
     with plots.style():
         picture = module.draw(frame)
-        files += _save(picture, out / name, title=module.TITLE, runs=[need.digest for need in needs])
+        made_of = (
+            "runs " + " ".join(sorted({need.digest[:16] for need in needs})) if needs else f"simulation {inputs[:16]}"
+        )
+        files += _save(picture, out / name, title=module.TITLE, made_of=made_of)
     markdown = getattr(module, "markdown", None)
     if markdown is not None:
         files.append(out / f"{name}.md")
@@ -90,6 +95,7 @@ def write(
         "inputs": inputs,
         "versions": versions(),
         "runs": [describe(need) for need in needs],
+        "cells": [{"function": cell.function, "params": cell.params, "seed": cell.seed} for cell in cells],
         "verdicts": [verdict.as_dict() for verdict in verdicts],
         "files": {file.name: _sha256(file) for file in files},
     }
@@ -97,9 +103,8 @@ def write(
     (out / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def _save(picture: Figure, stem: Path, *, title: str, runs: Iterable[str]) -> list[Path]:
-    """PDF and PNG with the run digests and versions inside, and nothing that depends on the clock."""
-    made_of = "runs " + " ".join(sorted(digest[:16] for digest in set(runs)))
+def _save(picture: Figure, stem: Path, *, title: str, made_of: str) -> list[Path]:
+    """PDF and PNG with their origin and versions inside, and nothing that depends on the clock."""
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     pdf, png = stem.with_suffix(".pdf"), stem.with_suffix(".png")
     details: dict[str, Any] = {"Title": title, "Subject": made_of, "Keywords": made_with, "CreationDate": None}
@@ -127,7 +132,8 @@ def summary(out: Path, scale: str) -> Path:
             continue
         lines += [f"## {name}: {found['title']}", ""]
         lines += [f"* {one['claim']}: **{one['answer']}**; {one['effect']}" for one in found["verdicts"]]
-        lines += ["", f"Files: {', '.join(f'`{file}`' for file in found['files'])}; {len(found['runs'])} runs.", ""]
+        made_of = f"{len(found['runs'])} runs" if found["runs"] else f"{len(found['cells'])} simulated cells"
+        lines += ["", f"Files: {', '.join(f'`{file}`' for file in found['files'])}; {made_of}.", ""]
     path = out / "SUMMARY.md"
     out.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")

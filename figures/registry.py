@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeGuard, cast
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from figures.frames import ArmRun
 from figures.needs import Needs
 from figures.verdict import Verdict
+from synthetic.grid import Cell, Result
 
 #: id -> module; in the order in which they are drawn
 FIGURES: dict[str, str] = {
@@ -25,27 +26,30 @@ FIGURES: dict[str, str] = {
     "figure-14": "figures.figure_14",
     "table-3": "figures.table_3",
     "table-4": "figures.table_4",
+    "theory-mean": "figures.theory_mean",
+    "theory-covariance": "figures.theory_covariance",
+    "theory-tracking": "figures.theory_tracking",
+    "theory-warmup": "figures.theory_warmup",
+    "theory-forgetting": "figures.theory_forgetting",
+    "theory-lag": "figures.theory_lag",
+    "theory-interference": "figures.theory_interference",
+    "theory-closed-loop": "figures.theory_closed_loop",
+    "theory-noise": "figures.theory_noise",
+    "theory-nas": "figures.theory_nas",
 }
 
 
-class FigureModule(Protocol):
-    """What a figure's file offers. A module may also have ``markdown(frame) -> str``, written beside the picture.
+class Drawn(Protocol):
+    """What every figure's file offers. A module may also have ``markdown(frame) -> str``, written beside the picture.
 
     Attributes
     ----------
     TITLE : str
         One line, for listings and for the metadata of the picture.
-    NEEDS : Needs
-        The runs it is made of.
     """
 
     __file__: str
     TITLE: str
-    NEEDS: Needs
-
-    def prepare(self, runs: Sequence[ArmRun]) -> pd.DataFrame:
-        """The tidy table behind the figure."""
-        ...
 
     def draw(self, frame: pd.DataFrame) -> Figure:
         """The picture of that table."""
@@ -56,7 +60,34 @@ class FigureModule(Protocol):
         ...
 
 
-def module(name: str) -> FigureModule:
+class FigureModule(Drawn, Protocol):
+    """A figure made of runs of the testbed: `NEEDS` says which."""
+
+    NEEDS: Needs
+
+    def prepare(self, runs: Sequence[ArmRun]) -> pd.DataFrame:
+        """The tidy table behind the figure."""
+        ...
+
+
+class TheoryModule(Drawn, Protocol):
+    """A figure made of simulated cells."""
+
+    def cells(self, quick: bool) -> list[Cell]:
+        """The work, at one of the two scales."""
+        ...
+
+    def prepare(self, cells: Sequence[Cell], results: Sequence[Result]) -> pd.DataFrame:
+        """The tidy table behind the figure, from the cells and their results in the same order."""
+        ...
+
+
+def simulated(one: FigureModule | TheoryModule) -> TypeGuard[TheoryModule]:
+    """Whether a figure is made of simulated cells."""
+    return hasattr(one, "cells")
+
+
+def module(name: str) -> FigureModule | TheoryModule:
     """The figure of an id.
 
     Raises
@@ -64,4 +95,4 @@ def module(name: str) -> FigureModule:
     KeyError
         There is no such figure.
     """
-    return cast(FigureModule, importlib.import_module(FIGURES[name]))
+    return cast(FigureModule | TheoryModule, importlib.import_module(FIGURES[name]))

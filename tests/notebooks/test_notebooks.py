@@ -23,4 +23,4 @@ def test_notebook_runs(source, monkeypatch):
 
 
 def test_there_is_a_notebook():
-    assert [path.stem for path in SOURCES] == ["first_steps"]
+    assert [path.stem for path in SOURCES] == ["first_steps", "theory_against_simulation"]

@@ -1,0 +1,31 @@
+"""Replicates to numbers: means, slopes, and their standard errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def mean_se(values: ArrayLike) -> tuple[Floats, Floats]:
+    """Mean over the leading dimension, the replicates, and its standard error."""
+    x = np.asarray(values, dtype=np.float64)
+    return x.mean(axis=0), x.std(axis=0, ddof=1) / math.sqrt(len(x))
+
+
+def slope(x: ArrayLike, y: ArrayLike) -> Floats:
+    """Least-squares slopes of ``log y`` [..., K] against ``log x`` [K]."""
+    at, of = np.log(np.asarray(x, dtype=np.float64)), np.log(np.asarray(y, dtype=np.float64))
+    centred = at - at.mean()
+    return np.asarray((of * centred).sum(axis=-1) / (centred**2).sum())
+
+
+def mean_slope(x: ArrayLike, values: ArrayLike) -> tuple[float, float]:
+    """Log-log slope of the mean curve of replicates [R, K], and its jackknife standard error over replicates."""
+    y = np.asarray(values, dtype=np.float64)
+    reps = len(y)
+    left_out = slope(x, (y.sum(axis=0) - y) / (reps - 1))
+    return float(slope(x, y.mean(axis=0))), float(math.sqrt((reps - 1) * left_out.var()))
