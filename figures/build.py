@@ -86,10 +86,9 @@ def _state(
     out: Path,
 ) -> str:
     found = output.sidecar(out, name)
-    if found is None:
-        return "missing"
-    inputs = output.inputs_hash(module, needs, root, _cells(module, scale))
-    return "drawn" if ready and found.get("inputs") == inputs else "stale"
+    if found is None or not ready:
+        return "missing" if found is None else "stale"
+    return "drawn" if found.get("inputs") == output.inputs_hash(module, needs, root, _cells(module, scale)) else "stale"
 
 
 def _needs(module: registry.FigureModule | registry.TheoryModule, scale: Scale) -> list[Need]:

@@ -78,3 +78,10 @@ def palette_handles(labels: Sequence[str]) -> list[Line2D]:
         Line2D([], [], color=color, linestyle=line, marker=marker, label=label)  # type: ignore[arg-type]
         for label, (color, marker, line) in zip(labels, PALETTE, strict=False)
     ]
+
+
+def plain(text: str) -> str:
+    """A label without its mathematical markup, for verdicts."""
+    for markup, word in (("\\lambda", "lambda"), ("\\Sigma", "Sigma"), ("\\,", " "), ("$", ""), ("{", ""), ("}", "")):
+        text = text.replace(markup, word)
+    return text

@@ -90,7 +90,7 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
         measured, se, floor = at.loc["measured", "value"], at.loc["measured", "se"], at.loc["floor", "value"]
         found.append(
             Verdict(
-                f"{title}: the covariance error is limited by the floor of Theorem 3.6",
+                f"{theory.plain(title)}: the covariance error is limited by the floor of Theorem 3.6",
                 "opposite" if measured + 6 * se < floor else "not shown",
                 f"error {measured:.3g} (standard error {se:.1g}) at N = {last['rows'].iloc[0]}, floor {floor:.3g}, "
                 f"paper / measured {at.loc['paper', 'value'] / measured:.3g}, sharper / measured "

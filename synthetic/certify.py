@@ -1,8 +1,10 @@
 """From Monte-Carlo numbers to verdicts: tests with one stated false-alarm level, and the rows of the table of checks.
 
 Every statistical test is made at `LEVEL`, the family level over the number of tests that a full run may hold, so that a
-run in which every statement is true raises one false alarm in ten thousand, whichever claims are selected (Bonferroni: the
-tests need not be independent). A bound is certified by a one-sided test; "not certified" is unknown, never false.
+run in which every statement is true calls one false with probability one in ten thousand, whichever claims are selected
+(Bonferroni: the tests need not be independent). Nominally so: the level is that of Student's t, and means over few skewed
+replicates stray further. A bound is certified by a one-sided test; "not certified" is unknown, never false. What is not a
+number is unknown too: it neither confirms a statement nor catches a violation.
 """
 
 from __future__ import annotations
@@ -75,15 +77,15 @@ def scores(mean: ArrayLike, se: ArrayLike, reference: ArrayLike, *, df: float) -
 
 def equality(mean: ArrayLike, se: ArrayLike, exact: ArrayLike, *, df: float) -> Test:
     """Is the expectation equal to `exact`? Two-sided at every point; false when one rejects."""
-    z = np.atleast_1d(np.abs(scores(mean, se, exact, df=df)))
-    worst = _worst(z)
-    return Test("false" if worst > critical(two_sided=True) else "holds", worst, z.size)
+    return _accepted(np.atleast_1d(np.abs(scores(mean, se, exact, df=df))))
 
 
 def upper(mean: ArrayLike, se: ArrayLike, bound: ArrayLike, *, df: float) -> Test:
     """Is the expectation at most `bound`? Holds when certified at every point, false when refuted at one, else unknown."""
     z = np.atleast_1d(scores(mean, se, bound, df=df))
-    worst = _worst(z)
+    if np.isnan(z).any():
+        return Test("unknown", 0.0, 2 * z.size)
+    worst = float(z.max())
     limit = critical(two_sided=False)
     verdict: Verdict = "false" if worst > limit else "holds" if worst < -limit else "unknown"
     return Test(verdict, worst, 2 * z.size)
@@ -97,8 +99,7 @@ def lower(mean: ArrayLike, se: ArrayLike, bound: ArrayLike, *, df: float) -> Tes
 def uniform(p_values: ArrayLike) -> Test:
     """Do goodness-of-fit tests accept? False when one p-value is below `LEVEL`."""
     p = np.atleast_1d(np.asarray(p_values, dtype=np.float64))
-    worst = _worst(stats.norm.isf(np.maximum(p, 1e-300) / 2))
-    return Test("false" if worst > critical(two_sided=True) else "holds", worst, p.size)
+    return _accepted(stats.norm.isf(np.maximum(p, 1e-300) / 2))
 
 
 def standard_normal(z: ArrayLike) -> Test:
@@ -112,21 +113,26 @@ def standard_normal(z: ArrayLike) -> Test:
 def dominates(bound: ArrayLike, exact: ArrayLike, *, rtol: float = 1e-9) -> Test:
     """Is a computed bound at least the exact value, to rounding? Deterministic."""
     exact = np.asarray(exact, dtype=np.float64)
-    return _deterministic(bool(np.all(np.asarray(bound, dtype=np.float64) >= exact - rtol * np.abs(exact))))
+    return _deterministic(np.asarray(bound, dtype=np.float64), exact - rtol * np.abs(exact))
 
 
 def identical(error: ArrayLike, tolerance: float) -> Test:
     """Is a relative error within rounding? Deterministic."""
-    return _deterministic(bool(np.all(np.asarray(error, dtype=np.float64) <= tolerance)))
+    return _deterministic(np.asarray(tolerance, dtype=np.float64), np.asarray(error, dtype=np.float64))
 
 
-def _deterministic(holds: bool) -> Test:
-    return Test("holds", 0.0, 0) if holds else Test("false", math.inf, 0)
+def _accepted(z: Floats) -> Test:
+    """Two-sided tests with these scores without a sign."""
+    if np.isnan(z).any():
+        return Test("unknown", 0.0, z.size)
+    worst = float(z.max())
+    return Test("false" if worst > critical(two_sided=True) else "holds", worst, z.size)
 
 
-def _worst(z: Floats) -> float:
-    """The largest score; what is not a number counts against the statement."""
-    return math.inf if np.isnan(z).any() else float(z.max())
+def _deterministic(limit: Floats, value: Floats) -> Test:
+    if np.isnan(limit).any() or np.isnan(value).any():
+        return Test("unknown", 0.0, 0)
+    return Test("holds", 0.0, 0) if np.all(limit >= value) else Test("false", math.inf, 0)
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ class Row:
     expected : {"holds", "false"}
         What the audited theory predicts; "false" for the paper's sentences that are wrong.
     seconds : float
+        Of the simulation behind the row; rows that share one repeat it.
     planted : bool
         A violation put in on purpose, which the check must call false.
     caught : bool or None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from stablediag.errors import SpecError
@@ -17,6 +16,7 @@ from synthetic.bounds import Bound
 from synthetic.certify import FAMILY_LEVEL, FAMILY_SIZE, Row, Test, Verdict, equality, row, upper
 from synthetic.claims import Claim, Scale, registry
 from synthetic.grid import run_cells
+from synthetic.reduce import mean_se
 from synthetic.tracks import checkpoints, track_covariance, track_mean
 
 FULL = Scale()
@@ -117,8 +117,8 @@ def run_checks(
     """
     if jobs < 1:
         raise SpecError(f"jobs: must be at least 1, got {jobs}")
-    if scale.reps is not None and scale.reps < 8:
-        raise SpecError(f"reps: a standard error needs at least 8 replicates, got {scale.reps}")
+    if scale.reps is not None:
+        _check_reps(scale.reps)
     chosen = claims(ids)
     work = [(claim, claim.cells(scale)) for claim in chosen]
     results = run_cells(
@@ -162,13 +162,17 @@ class Check:
         scale = Scale(quick=self.quick, seed=self.seed, reps=self.reps)
         if isinstance(self.subject, str):
             return run_checks([self.subject], scale=scale, jobs=jobs, cache_dir=cache_dir)
-        return _check_bound(self.subject, replace(scale, reps=self.reps or 200))
+        return _check_bound(self.subject, scale)
+
+
+def _check_reps(reps: int) -> None:
+    if reps < 8:
+        raise SpecError(f"reps: a standard error needs at least 8 replicates, got {reps}")
 
 
 def _check_bound(bound: Bound, scale: Scale) -> Report:
     process, reps = bound.process, scale.replicates(200, 200)
-    if reps < 8:
-        raise SpecError(f"reps: a standard error needs at least 8 replicates, got {reps}")
+    _check_reps(reps)
     usable = [step for step in checkpoints(process.total, count=12) if math.isfinite(bound.value(step))]
     if not usable:
         raise SpecError(f"{bound.name}: not defined at any step of this process; take more steps")
@@ -177,8 +181,7 @@ def _check_bound(bound: Bound, scale: Scale) -> Report:
         values = track_mean(process, reps=reps, seed=seed, steps=usable).error2
     else:
         values = track_covariance(process, reps=reps, seed=seed, steps=usable).spectral
-    mean = np.asarray(values).mean(axis=0)
-    error = np.asarray(values).std(axis=0, ddof=1) / math.sqrt(reps)
+    mean, error = mean_se(values)
     rows = []
     for i, step in enumerate(usable):
         at = bound.value(step)

@@ -17,10 +17,14 @@ from torch import Tensor
 from stablediag.errors import SpecError
 from stablediag.maths import NIW, DiagNIW, LowRank, diagonal_whitener, gradient_whitener, key_coefficient, ln_update
 from stablediag.maths.whiten import Kind, Whitener
-from synthetic.loop_types import ARMS, Arm, Loop, Outcome, Path
+from synthetic.grid import derive_seed
+from synthetic.loop_types import ARMS, Arm, Loop, Outcome, Path, joined
 from synthetic.softmax import Model, Moments, divergence, draw_model, lipschitz, log_probabilities, moments
 
 __all__ = ["ARMS", "Arm", "Loop", "Outcome", "Path", "run_loop"]
+
+#: replicates edited together: a population of 1,000 keys of width 384 takes 3 MB for each
+BLOCK = 24
 
 
 @dataclass(eq=False)
@@ -74,6 +78,19 @@ def run_loop(
     _check_arms(arms)
     if reps < 1:
         raise SpecError(f"reps: must be at least 1, got {reps}")
+    marks = _marks(loop.steps, checkpoints)
+    starts = range(0, reps, BLOCK)
+    seeds = [seed if start == 0 else derive_seed(seed, "block", start) for start in starts]
+    return joined(
+        [
+            _run_block(loop, arms, reps=min(BLOCK, reps - start), seed=one, marks=marks, spectra=spectra)
+            for start, one in zip(starts, seeds, strict=True)
+        ]
+    )
+
+
+def _run_block(loop: Loop, arms: Sequence[str], *, reps: int, seed: int, marks: set[int], spectra: bool) -> Outcome:
+    """`run_loop` on replicates that fit into memory together."""
     generator = torch.Generator().manual_seed(seed)
     model = draw_model(
         reps=reps,
@@ -88,7 +105,6 @@ def run_loop(
     )
     # With replacement: batches are then independent draws from the population, whose moments are therefore exact.
     batches = torch.randint(loop.population, (loop.steps, reps, loop.n), generator=generator)
-    marks = _marks(loop.steps, checkpoints)
     start = moments(model.base, model.head, model.labels)
     unedited = log_probabilities(model.other_base, model.head)
     states = {name: _begin(ARMS[name], model, start) for name in arms}

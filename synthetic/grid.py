@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from stablediag.errors import StoreError
 
 _SECONDS = "__seconds__"
 _PACKAGES = {"stablediag", "synthetic", "figures"}
@@ -100,7 +103,17 @@ def run_cells(
     -------
     list of Result
         In the order of `cells`.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be made.
     """
+    if cache_dir is not None:
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cache: no folder {cache_dir} ({error.strerror}); name another one") from error
     unique: dict[str, int] = {}
     keys = [cell.digest() for cell in cells]
     results: list[Result | None] = [None] * len(cells)
@@ -133,7 +146,10 @@ def _compute(cells: Sequence[Cell], jobs: int, cache_dir: Path | None) -> Iterat
         finally:
             torch.set_num_threads(threads)
         return
-    yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_one)(cell, cache_dir) for cell in cells)
+    with warnings.catch_warnings():
+        # A worker whose memory has grown is replaced, and nothing is lost: no news for the user.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
+        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_one)(cell, cache_dir) for cell in cells)
 
 
 def _one(cell: Cell, cache_dir: Path | None) -> Result:
@@ -161,7 +177,6 @@ def _load(cache_dir: Path | None, key: str) -> Result | None:
 
 
 def _store(cache_dir: Path, key: str, result: Result) -> None:
-    cache_dir.mkdir(parents=True, exist_ok=True)
     temporary = cache_dir / f".{key}.{os.getpid()}.tmp"
     with temporary.open("wb") as file:
         arrays: dict[str, Any] = {_SECONDS: np.float64(result.seconds), **result.values}

@@ -18,6 +18,7 @@ from stablediag.maths import NIW, gradient_whitener, ln_update
 from stablediag.stats.theory import cov_drift_from_update, drift_from_update, horizon, paper_cov_drift, paper_mse
 from synthetic.closed_loop import ARMS, Loop, Outcome, Path, run_loop
 from synthetic.grid import Cell, derive_seed
+from synthetic.reduce import mean_se
 from synthetic.softmax import value_gradients
 
 Floats = NDArray[np.float64]
@@ -147,7 +148,7 @@ def _largest(part: Floats, whole: Floats) -> float:
 
 
 def measure_matching(
-    *, seed: int, reps: int, steps: Sequence[float], target: float, knobs: Mapping[str, Any]
+    *, seed: int, reps: int, steps: Sequence[float], target: float, share: float, knobs: Mapping[str, Any]
 ) -> Values:
     """Divergence of the arms at equal efficacy: log-divergence interpolated along a grid of learning rates.
 
@@ -157,7 +158,10 @@ def measure_matching(
     steps : sequence of float
         Values of `Loop.step`, increasing.
     target : float
-        Efficacy at which the arms are compared; where one replicate does not pass it within the grid, means are NaN.
+        Efficacy at which the arms are compared, moved in a replicate where it lies outside what all arms reach within the
+        grid; where they share no efficacy, means are NaN.
+    share : float
+        Of the gap at the smallest rate, from which the gap at the largest rate is subtracted.
     knobs : mapping
         The other knobs.
     """
@@ -167,8 +171,13 @@ def measure_matching(
     ]
     kls = {arm: np.log(np.stack([run.paths[arm].kl[:, -1] for run in runs], axis=1)) for arm in THREE}
     efficacies = {arm: np.stack([run.paths[arm].efficacy.mean(axis=1) for run in runs], axis=1) for arm in THREE}
+    low = np.max([one[:, 0] for one in efficacies.values()], axis=0)
+    high = np.min([one[:, -1] for one in efficacies.values()], axis=0)
+    # A little inside the range, where every arm passes the level.
+    at = np.clip(target, low + 0.05 * (high - low), high - 0.05 * (high - low))
     level = {
-        arm: np.array([_cross(x, y, target) for x, y in zip(efficacies[arm], kls[arm], strict=True)]) for arm in THREE
+        arm: np.array([_cross(x, y, level) for x, y, level in zip(efficacies[arm], kls[arm], at, strict=True)])
+        for arm in THREE
     }
     out: Values = {}
     for arm in THREE:
@@ -178,7 +187,7 @@ def measure_matching(
         _put(out, f"gap to {arm}", level["full"] - level[arm])
         same = kls["full"] - kls[arm]
         _put(out, f"same step gap to {arm}", same)
-        _put(out, f"half the gap to {arm}, first less last", same[:, 0] / 2 - same[:, -1])
+        _put(out, f"share of the gap to {arm}, first less last", share * same[:, 0] - same[:, -1])
     return out
 
 
@@ -292,9 +301,7 @@ def phase_cells(quick: bool, *, seed: int = 0) -> list[Cell]:
 
 def _put(out: Values, name: str, values: ArrayLike) -> None:
     """Mean and standard error over replicates, the leading axis."""
-    rows = np.asarray(values, dtype=np.float64)
-    out[name] = rows.mean(axis=0)
-    out[f"{name} se"] = rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
+    out[name], out[f"{name} se"] = mean_se(values)
 
 
 def _exponent(series: Floats) -> Floats:

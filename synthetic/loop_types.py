@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -194,3 +194,12 @@ class Outcome:
             columns |= {key: np.repeat(series[key], steps) for key in ("retention", "retained")}
             parts.append(pd.DataFrame(index | columns))
         return pd.concat(parts, ignore_index=True)
+
+
+def joined(parts: Sequence[Outcome]) -> Outcome:
+    """Replicates of several outcomes of the same loop, one after another."""
+    paths = {
+        name: Path(*(np.concatenate([getattr(one.paths[name], f.name) for one in parts]) for f in fields(Path)))
+        for name in parts[0].paths
+    }
+    return replace(parts[0], paths=paths, lipschitz=np.concatenate([one.lipschitz for one in parts]))

@@ -1,5 +1,6 @@
 """Statistics of finished runs: DataFrames and arrays in, DataFrames and plain values out. Nothing here imports torch.
 
 Each file has one subject: intervals over seeds (`compare`), bands along a run (`bands`), what pure noise does to a
-covariance estimate (`spectra`), and clouds of hidden states (`embed`).
+covariance estimate (`spectra`), clouds of hidden states (`embed`), tracking error without ground truth (`tracking`), and the
+oracles, bounds and null laws of the theory (`theory`).
 """

@@ -31,7 +31,7 @@ CELLS = "synthetic.loop_cells"
 
 
 def loop_cell(
-    scale: Scale, name: str, arms: Sequence[str], knobs: Mapping[str, float], reps: tuple[int, int] = (24, 20)
+    scale: Scale, name: str, arms: Sequence[str], knobs: Mapping[str, float], reps: tuple[int, int] = (24, 24)
 ) -> Cell:
     """A run of the loop; claims that ask for the same one share it."""
     params = {

@@ -32,7 +32,7 @@ SLOPE_WITHIN = 0.05
 def measure_error(*, seed: int, reps: int, process: Mapping[str, Any], steps: Sequence[int]) -> Values:
     """Spectral error after `steps`, with every bound at the same steps.
 
-    The paper's bound is given the exact size of one batch's noise and starts from the error measured at the first step.
+    The paper's bound is given the measured size of one batch's noise and starts from the error measured at the first step.
     Logarithms are returned too: a bound on the mean error bounds the geometric mean, whose standard error survives
     heavy tails.
     """

@@ -67,7 +67,7 @@ def measure_keys(*, seed: int, trials: int) -> Values:
         first = normal(1, p)
         unit = first / first.norm()
         twins = first + 1e-6 * normal(n, p)
-        for keys in (twins, ridge**0.5 * unit, torch.cat([ridge**0.5 * unit, 1e6 * normal(n, p)])):
+        for keys in (twins, ridge**0.5 * unit, torch.cat([ridge**0.5 * unit, 1e4 * normal(n, p)])):
             ratios["adversarial"].append(_largest(keys, ridge))
     return {name: float(max(values)) for name, values in ratios.items()}
 

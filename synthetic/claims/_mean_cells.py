@@ -15,6 +15,7 @@ from synthetic.certify import Test, equality
 from synthetic.claims import Scale
 from synthetic.grid import Cell, Result, derive_seed
 from synthetic.process import MeanDrift, Process
+from synthetic.reduce import mean_se
 from synthetic.tracks import checkpoints, track_mean
 
 Floats = NDArray[np.float64]
@@ -70,8 +71,8 @@ def measure_path(*, seed: int, process: Mapping[str, Any], reps: int, steps: Seq
 
 
 def _reduced(values: Floats, name: str) -> dict[str, Floats]:
-    error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
-    return {f"{name}mean": values.mean(axis=0), f"{name}error": error}
+    mean, error = mean_se(values)
+    return {f"{name}mean": mean, f"{name}error": error}
 
 
 def last_decade(steps: ArrayLike) -> NDArray[np.bool_]:

@@ -39,12 +39,28 @@ def test_equality_accepts_noise_and_rejects_a_shift():
     assert (found.verdict, found.size) == ("false", 5)
 
 
-def test_equality_counts_what_is_not_a_number_against_the_statement():
-    assert certify.equality([1.0, math.nan], 1.0, 1.0, df=9).verdict == "false"
+@pytest.mark.parametrize(
+    "test",
+    [
+        certify.equality([1.0, math.nan], 1.0, 1.0, df=9),
+        certify.equality([9.0, math.nan], 0.01, 1.0, df=9),
+        certify.upper(1.0, 0.01, math.nan, df=99),
+        certify.lower(math.nan, 0.01, 1.0, df=99),
+        certify.uniform([0.5, math.nan]),
+        certify.dominates(math.nan, 1.0),
+        certify.dominates(1.0, [0.0, math.nan]),
+        certify.identical([1e-13, math.nan], 1e-12),
+    ],
+)
+def test_what_is_not_a_number_decides_nothing(test):
+    assert test.verdict == "unknown"
+    assert not row("c", "s", [test], measured=1.0).ok
+    assert not row("c", "s", [test], measured=1.0, planted=True).ok
+    assert not row("c", "s", [test], measured=1.0, expected="false").ok
 
 
 @pytest.mark.parametrize(
-    ("bound", "verdict"), [(2.0, "holds"), (1.0001, "unknown"), (0.5, "false"), (math.nan, "false")]
+    ("bound", "verdict"), [(2.0, "holds"), (1.0001, "unknown"), (0.5, "false"), (math.nan, "unknown")]
 )
 def test_upper_is_certified_refuted_or_left_open(bound, verdict):
     assert certify.upper(1.0, 0.01, bound, df=99).verdict == verdict
@@ -74,9 +90,8 @@ def test_uniform_rejects_at_the_level_only():
 def test_deterministic_statements():
     assert certify.dominates([1.0, 2.0], [1.0 + 1e-12, 2.0]) == certify.Test("holds", 0.0, 0)
     assert certify.dominates([1.0, 2.0], [1.1, 2.0]).verdict == "false"
-    assert certify.dominates(math.nan, 1.0).verdict == "false"
     assert certify.identical([1e-13], 1e-12).verdict == "holds"
-    assert certify.identical([1e-13, math.nan], 1e-12).verdict == "false"
+    assert certify.identical([1e-13, 1e-11], 1e-12).verdict == "false"
 
 
 HOLDS, OPEN, WRONG = certify.Test("holds", -9.0, 1), certify.Test("unknown", 0.0, 2), certify.Test("false", 30.0, 1)

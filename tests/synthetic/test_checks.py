@@ -94,6 +94,12 @@ def test_a_bound_on_a_process_of_your_own(name):
     assert all(one.measured > 0 and one.error > 0 for one in report.rows)
 
 
+@pytest.mark.parametrize("reps", [0, 7])
+def test_a_bound_needs_replicates(reps):
+    with pytest.raises(SpecError, match=f"reps: a standard error needs at least 8 replicates, got {reps}"):
+        Check(Bound("exact_mse", PROCESS), reps=reps).run()
+
+
 def test_a_bound_that_does_not_bound_is_called_false(monkeypatch):
     bound = Bound("paper_mse", PROCESS)
     true = bound.value(30)

@@ -134,10 +134,20 @@ def test_interpolation_at_equal_efficacy():
 
 def test_matching_pairs_the_arms():
     knobs = {**SMALL, "steps": 6, "population": 60, "held_out": 10, "p": 24}
-    found = measure_matching(seed=1, reps=4, steps=[0.2, 2.0], target=0.2, knobs=knobs)
+    found = measure_matching(seed=1, reps=4, steps=[0.2, 2.0], target=0.2, share=0.5, knobs=knobs)
     same = found["same step gap to raw matched"]
     assert same.shape == (2,)
-    assert found["half the gap to raw matched, first less last"] == pytest.approx(same[0] / 2 - same[1])
+    assert found["share of the gap to raw matched, first less last"] == pytest.approx(same[0] / 2 - same[1])
+
+
+def test_a_target_out_of_reach_is_moved_into_the_range_of_all_arms():
+    knobs = {**SMALL, "steps": 6, "population": 60, "held_out": 10, "p": 24}
+    found = [
+        measure_matching(seed=1, reps=4, steps=[0.2, 2.0], target=target, share=0.5, knobs=knobs)
+        for target in (0.9, 0.99, 1e-3)
+    ]
+    assert np.isfinite([one["gap to raw matched"] for one in found]).all()
+    assert found[0]["gap to raw matched"] == found[1]["gap to raw matched"] != found[2]["gap to raw matched"]
 
 
 def test_sharp_constant_is_attained_in_the_limit():

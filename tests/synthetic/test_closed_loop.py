@@ -11,6 +11,7 @@ import torch
 
 from stablediag.errors import SpecError
 from stablediag.maths import NIW, DiagNIW, diagonal_whitener, full_whitener, key_coefficient
+from synthetic import closed_loop
 from synthetic.closed_loop import ARMS, Loop, run_loop
 from synthetic.softmax import divergence, draw_model, lipschitz, log_probabilities, moments, value_gradients
 
@@ -287,3 +288,14 @@ def test_spectra_are_those_of_the_population_and_can_be_left_out():
     np.testing.assert_allclose(with_them.top[:, 0], top)
     assert (with_them.cov_drift[:, 1] > 0).all()
     assert (with_them.cov_drift[:, 0] == 0).all()
+
+
+def test_blocks_of_replicates_are_runs_of_their_own(monkeypatch):
+    loop = dataclasses.replace(TINY, n=6, steps=3)
+    whole = closed_loop.run_loop(loop, ("full", "raw"), reps=2, seed=5)
+    monkeypatch.setattr(closed_loop, "BLOCK", 2)
+    blocks = closed_loop.run_loop(loop, ("full", "raw"), reps=5, seed=5)
+    assert blocks.paths["raw"].norm.shape == (5, 3)
+    assert blocks.lipschitz.shape == (5,)
+    np.testing.assert_array_equal(blocks.paths["full"].kl[:2], whole.paths["full"].kl)
+    assert len(np.unique(blocks.paths["full"].norm[:, -1])) == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stablediag.errors import StoreError
 from synthetic import grid
 from synthetic.claims import Scale
 from synthetic.claims.nas import CLAIMS
@@ -56,6 +57,13 @@ def test_a_damaged_cache_file_is_computed_again(cells, tmp_path, damage):
     next(tmp_path.glob("*.npz")).write_bytes(damage)
     assert run_cells(cells[:1], cache_dir=tmp_path)[0].number("square") == 0
     assert len(CALLS) == 2
+
+
+def test_a_cache_that_is_no_folder_is_refused_before_any_work(cells, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"cache: no folder .*file"):
+        run_cells(cells, cache_dir=tmp_path / "file")
+    assert CALLS == []
 
 
 def test_equal_cells_are_computed_once(cells):
