@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 help:
 	@echo "make figures        everything set up, every testbed run made, every figure drawn"
 	@echo "make figures-quick  the same at a small scale"
-	@echo "make figure-NAME    one figure, such as figure-4"
+	@echo "make figure-NAME    one figure, such as figure-4; make theory-NAME: such as theory-mean"
 	@echo "make bounds         the theorems against exact oracles, one table (bounds-quick: under 90 seconds)"
 	@echo "make test           everything set up, all tests"
 	@echo "make test-gpu       the tests that need a CUDA device"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stablediag.errors import SpecError
@@ -30,8 +31,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Every statement came out as the theory predicts, and every planted violation was caught."""
-        return all(one.ok for one in self.rows)
+        """Every statement came out as predicted, every planted violation was caught, and the level is the one stated."""
+        return all(one.ok for one in self.rows) and self.tests <= FAMILY_SIZE
 
     @property
     def verdict(self) -> Verdict:
@@ -43,7 +44,8 @@ class Report:
     @property
     def frame(self) -> pd.DataFrame:
         """One line per row, columns as in `synthetic.certify.Row`."""
-        return pd.DataFrame([one.as_dict() for one in self.rows])
+        numbers = dict.fromkeys(("exact", "tight", "paper", "slack", "power", "z"), np.float64)
+        return pd.DataFrame([one.as_dict() for one in self.rows]).astype(numbers)
 
     @property
     def tests(self) -> int:

@@ -53,6 +53,8 @@ def test_a_report_is_ok_when_all_came_out_as_predicted():
     assert "1 holds, 1 false; planted violations caught: 1 of 1" in report.summary()
     assert report.summary().endswith("as predicted")
     assert len(report.frame) == 3
+    assert report.frame["exact"].isna().all()
+    assert report.frame["exact"].dtype == float
 
 
 @pytest.mark.parametrize("name", ["planted", "sentence"])
@@ -60,6 +62,12 @@ def test_a_missed_violation_or_sentence_is_a_failure(name):
     report = Report(_rows(**{name: equality(1.0, 0.01, 1.0, df=99)}))
     assert not report.ok
     assert f"({name}): holds" in report.summary()
+
+
+def test_more_tests_than_the_level_allows_are_a_failure():
+    many = row("a", "many", [equality(np.ones(FAMILY_SIZE + 1), 0.01, 1.0, df=99)], measured=1.0)
+    assert many.ok
+    assert not Report((many,)).ok
 
 
 def test_a_claim_runs_and_stays_within_the_family():
