@@ -45,10 +45,13 @@ class Bound:
     def __post_init__(self) -> None:
         if self.name not in _TABLE:
             raise SpecError(f"name: no bound {self.name!r}: choose from {', '.join(_TABLE)}")
+        if not isinstance(self.process, Process):
+            raise SpecError(f"process: must be a Process, got {self.process!r}")
         noise = self.process.noise
-        allowed = ("iid", "pool") if self.kind == "exact" else ("iid",)
-        if noise.dependence not in allowed:
+        if noise.dependence == "ar1" or (self.kind != "exact" and noise.dependence != "iid"):
             raise SpecError(f"noise: {self.name} is stated for independent rows, got dependence {noise.dependence!r}")
+        if self.name == "paper_cov" and self.process.d < 6:
+            raise SpecError(f"d: the constants of paper_cov hold from d = 6 on, got {self.process.d}")
         if self.quantity == "cov_error" and noise.kind != "gauss":
             raise SpecError(f"noise: {self.name} is stated for Gaussian rows, got {noise.kind!r}")
 
@@ -90,9 +93,23 @@ def sizes(process: Process) -> Floats:
     return np.linalg.norm(process.drift(), axis=1)
 
 
-def _exact(process: Process) -> theory.MSE:
-    pool = process.noise.pool if process.noise.dependence == "pool" else None
-    return theory.exact_mse(process.drift(), process.traces(), n=process.n, pool=pool)
+def mean_oracle(process: Process) -> theory.MSE:
+    """Exact errors of the running mean, for every dependence within batches, and for a pool without replacement.
+
+    Raises
+    ------
+    SpecError
+        Batches that depend on each other.
+    """
+    noise = process.noise
+    if noise.dependence == "ar1":
+        raise SpecError("noise: there is no exact error of the mean for dependence 'ar1'; use another")
+    return theory.exact_mse(
+        process.drift(),
+        process.traces() * noise.design_effect(process.n),
+        n=process.n,
+        pool=noise.pool if noise.dependence == "pool" else None,
+    )
 
 
 def _paper(process: Process, formula: Callable[..., Floats]) -> Floats:
@@ -123,7 +140,7 @@ def _paper_cov(process: Process) -> Floats:
     out[after] = theory.paper_cov(
         sizes(process)[after],
         process.cov_steps()[after],
-        _exact(process).total[first - 1 : -1],
+        mean_oracle(process).total[first - 1 : -1],
         F0=out[first - 1],
         nu0=process.n * first,
         d=process.d,
@@ -187,7 +204,7 @@ def _bias(process: Process, step: int, B: Floats | None) -> Floats:
 
 
 _TABLE: dict[str, tuple[Kind, Quantity, Callable[[Process], Floats]]] = {
-    "exact_mse": ("exact", "mse", lambda process: _exact(process).total),
+    "exact_mse": ("exact", "mse", lambda process: mean_oracle(process).total),
     "worst_mse": ("tight", "mse", lambda process: theory.worst_mse(sizes(process), process.traces(), n=process.n)),
     "paper_mse": ("paper", "mse", lambda process: _paper(process, theory.paper_mse)),
     "paper_mse_closed": ("paper", "mse", lambda process: _paper(process, theory.paper_mse_closed)),

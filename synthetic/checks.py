@@ -162,6 +162,8 @@ class Check:
             For a bound one row per checkpoint: exact values are tested for equality, bounds by a one-sided test.
         """
         scale = Scale(quick=self.quick, seed=self.seed, reps=self.reps)
+        if not isinstance(self.subject, str | Bound):
+            raise SpecError(f"subject: must be a claim's id or a Bound, got {self.subject!r}")
         if isinstance(self.subject, str):
             return run_checks([self.subject], scale=scale, jobs=jobs, cache_dir=cache_dir)
         return _check_bound(self.subject, scale)

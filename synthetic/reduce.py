@@ -17,15 +17,20 @@ def mean_se(values: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Least-squares slopes of ``log y`` [..., K] against ``log x`` [K]."""
-    at, of = np.log(np.asarray(x, dtype=np.float64)), np.log(np.asarray(y, dtype=np.float64))
+    """Least-squares slopes of ``log y`` [..., K] against ``log x`` [K]; NaN where a value is negative."""
+    at = np.log(np.asarray(x, dtype=np.float64))
     centred = at - at.mean()
-    return np.asarray((of * centred).sum(axis=-1) / (centred**2).sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of = np.log(np.asarray(y, dtype=np.float64))
+        return np.asarray((of * centred).sum(axis=-1) / (centred**2).sum())
 
 
-def mean_slope(x: ArrayLike, values: ArrayLike) -> tuple[float, float]:
-    """Log-log slope of the mean curve of replicates [R, K], and its jackknife standard error over replicates."""
+def mean_slope(x: ArrayLike, values: ArrayLike, noise: ArrayLike = 0.0) -> tuple[float, float]:
+    """Log-log slope of the mean of replicates [R, K] less `noise` [K], and its jackknife standard error.
+
+    The replicates are left out one by one: the points of one run depend on each other, the runs do not.
+    """
     y = np.asarray(values, dtype=np.float64)
     reps = len(y)
-    left_out = slope(x, (y.sum(axis=0) - y) / (reps - 1))
-    return float(slope(x, y.mean(axis=0))), float(math.sqrt((reps - 1) * left_out.var()))
+    left_out = slope(x, (y.sum(axis=0) - y) / (reps - 1) - noise)
+    return float(slope(x, y.mean(axis=0) - noise)), float(math.sqrt((reps - 1) * left_out.var()))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stablediag.errors import SpecError
 from stablediag.maths import NIW, DiagNIW
-from stablediag.stats import theory
+from synthetic.bounds import mean_oracle
 from synthetic.process import CHUNK, Process, Sampler
 from synthetic.spectra import Floats, one_of, real, whole
 
@@ -278,15 +278,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _oracles(process: Process) -> dict[str, Floats]:
     """Expected errors of the mean at every step, by column of `simulate`."""
-    noise = process.noise
-    if noise.dependence == "ar1":
+    if process.noise.dependence == "ar1":
         return {}
-    exact = theory.exact_mse(
-        process.drift(),
-        process.traces() * noise.design_effect(process.n),
-        n=process.n,
-        pool=noise.pool if noise.dependence == "pool" else None,
-    )
+    exact = mean_oracle(process)
     return {"mse": exact.total, "prediction": exact.prediction}
 
 

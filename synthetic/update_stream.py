@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stablediag.errors import SpecError
@@ -206,12 +206,6 @@ class Updates:
     char_inner: Floats | None = None
     Phi_inner: Floats | None = None
     total: Floats | None = None
-
-
-def mean_se(values: ArrayLike) -> tuple[Floats, Floats]:
-    """Mean over the leading dimension, the replicates, and its standard error."""
-    x = np.asarray(values, dtype=np.float64)
-    return x.mean(axis=0), x.std(axis=0, ddof=1) / math.sqrt(len(x))
 
 
 def simulate_updates(

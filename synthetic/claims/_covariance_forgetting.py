@@ -33,12 +33,17 @@ def measure_windows(*, seed: int, reps: int, process: Mapping[str, Any], windows
     error = np.stack([spectral_norms(state.cov - now) for state in kept], axis=1)
     mean, se = mean_se(error)
     rise, rise_se = mean_se(np.log(error) - np.log(error[:, [len(windows) // 2]]))
-    bound = np.array([_weighted_bound(path, 1 / w) for w in windows])
-    return {"mean": mean, "se": se, "rise": rise, "rise_se": rise_se, "bound": bound}
+    bound, every = (
+        np.array([_weighted_bound(path, 1 / w, forgets=forgets) for w in windows]) for forgets in (True, False)
+    )
+    return {"mean": mean, "se": se, "rise": rise, "rise_se": rise_se, "bound": bound, "every": every}
 
 
-def _weighted_bound(process: Process, gain: float) -> float:
-    """Bound of the spectral error with weights that decay: independent rows, no drift of the mean."""
+def _weighted_bound(process: Process, gain: float, *, forgets: bool = True) -> float:
+    """Bound of the spectral error with weights that decay: independent rows, no drift of the mean.
+
+    Without `forgets` the noise is, wrongly, that of all rows with equal weights.
+    """
     age = np.arange(process.total)[::-1]
     batch = (1 - gain) ** age
     mass = process.n * batch.sum()
@@ -48,6 +53,8 @@ def _weighted_bound(process: Process, gain: float) -> float:
     past = sum(w * process.covariance(t) for t, w in enumerate(batch / batch.sum(), start=1))
     now = process.covariance(process.total)
     bias = np.linalg.norm(mass * (past - now) + (process.d + 1) * now, ord=2)
+    if not forgets:
+        weights = np.full(len(weights), 1 / len(weights))
     # The square of the weighted mean's error is taken off when rows are centred: at most r sum w^2 in expectation.
     w = theory.W_weighted(r, weights) + r * np.square(weights).sum()
     return float(theory.tight_cov(N=mass, d=process.d, trace=r * lmax, top=lmax, w=w, bias=bias))
@@ -152,6 +159,16 @@ def _rows(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
             + _each("measured", at, mean),
         ),
         _rates_row(cells[1], rates),
+        row(
+            "forgetting-covariance",
+            f"planted: all rows counted although old ones are forgotten, {setting}",
+            [upper(mean, se, windows["every"], df=df)],
+            measured=mean[0],
+            error=se[0],
+            tight=windows["every"][0],
+            planted=True,
+            seconds=windows.seconds,
+        ),
     ]
     return out
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stablediag.stats import theory
-from synthetic.certify import Row, dominates, equality, row, scores, upper
+from synthetic.certify import Row, equality, row, scores, upper
 from synthetic.claims import STABLEEDIT, Claim, Scale
 from synthetic.claims._covariance_common import Values, params, spectral_norms, states
 from synthetic.grid import Cell, Result, derive_seed
@@ -136,17 +136,7 @@ def _start_rows(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
     path = Process.from_params(cell.params["process"])
     d, n, df = path.d, path.n, int(cell.params["reps"]) - 1
     rows = n * np.asarray(cell.params["steps"], dtype=np.float64)
-    every = np.arange(d + 2, 50 * d, dtype=np.float64)
-    factor = every / (every - d - 1)
-    out = [
-        row(
-            "remark-D.5",
-            f"floor function N/(N-d-1) falls for N > d+1, d={d}",
-            [dominates(factor[:-1], factor[1:])],
-            measured=factor[-1],
-            note=f"from {factor[0]:.0f} at N = d+2 to {factor[-1]:.3f} at N = 50 d",
-        )
-    ]
+    out = []
     floor = theory.paper_floor(d=d, n=n) * rows / (rows - d - 1)
     error = result["error"]
     out.append(

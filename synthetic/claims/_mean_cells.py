@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,11 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stablediag.stats import theory
+from synthetic.bounds import mean_oracle
 from synthetic.certify import Test, equality
 from synthetic.claims import Scale
 from synthetic.grid import Cell, Result, derive_seed
 from synthetic.process import MeanDrift, Process
-from synthetic.reduce import mean_se
+from synthetic.reduce import mean_se, mean_slope, slope
 from synthetic.tracks import checkpoints, track_mean
 
 Floats = NDArray[np.float64]
@@ -64,8 +64,8 @@ def measure_path(*, seed: int, process: Mapping[str, Any], reps: int, steps: Seq
     track = track_mean(path, reps=reps, seed=seed, steps=steps)
     late = last_decade(track.steps)
     at, errors = track.steps[late], track.error2[:, late]
-    trend, trend_error = jackknife(at, errors)
-    lag, lag_error = jackknife(at, errors, oracle(path).variance[at - 1])
+    trend, trend_error = mean_slope(at, errors)
+    lag, lag_error = mean_slope(at, errors, oracle(path).variance[at - 1])
     slopes = {"trend": trend, "trend_error": trend_error, "lag": lag, "lag_error": lag_error}
     return _reduced(track.error2, "") | _reduced(track.prediction2, "before_") | slopes
 
@@ -81,39 +81,19 @@ def last_decade(steps: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(at * DECADE >= at[-1])
 
 
-def slope(steps: ArrayLike, values: ArrayLike) -> Floats:
-    """Least-squares slope of the logarithm of values [..., K] against that of the steps; NaN where one is negative."""
-    x = np.log(np.asarray(steps, dtype=np.float64))
-    x -= x.mean()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.log(np.asarray(values, dtype=np.float64)) @ x / (x @ x))
-
-
-def jackknife(steps: ArrayLike, values: Floats, noise: ArrayLike = 0.0) -> tuple[float, float]:
-    """Slope of the mean of replicates [R, K] less `noise`, and its standard error.
-
-    The replicates are left out one by one: the steps of one run depend on each other, the runs do not.
-    """
-    reps = len(values)
-    left_out = slope(steps, (values.sum(axis=0) - values) / (reps - 1) - noise)
-    return float(slope(steps, values.mean(axis=0) - noise)), float(math.sqrt((reps - 1) * left_out.var()))
-
-
 def oracle(process: Process) -> theory.MSE:
-    """Exact errors of the running mean at every step, for dependent rows and batches too."""
-    noise = process.noise
-    pool = noise.pool if noise.dependence == "pool" else None
-    found = independent(process, design_effect=noise.design_effect(process.n), pool=pool)
-    if noise.dependence != "ar1":
-        return found
-    variance = found.variance * serial_factor(noise.rho, process.total)
+    """Exact errors of the running mean at every step, for batches that depend on each other too."""
+    if process.noise.dependence != "ar1":
+        return mean_oracle(process)
+    found = independent(process)
+    variance = found.variance * serial_factor(process.noise.rho, process.total)
     more = np.concatenate([[0.0], variance - found.variance])
     return replace(found, total=found.lag2 + variance, variance=variance, prediction=found.prediction + more[:-1])
 
 
-def independent(process: Process, *, design_effect: float = 1.0, pool: int | None = None) -> theory.MSE:
-    """Exact errors if the batches were independent, and their rows too unless a design effect says otherwise."""
-    return theory.exact_mse(process.drift(), process.traces() * design_effect, n=process.n, pool=pool)
+def independent(process: Process) -> theory.MSE:
+    """Exact errors if all rows were independent."""
+    return theory.exact_mse(process.drift(), process.traces(), n=process.n)
 
 
 def serial_factor(rho: float, steps: int) -> Floats:

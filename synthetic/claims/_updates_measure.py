@@ -12,7 +12,8 @@ from stablediag.stats import theory
 from synthetic.claims import Scale
 from synthetic.grid import Cell
 from synthetic.process import MeanDrift, Noise, Process, Spectrum
-from synthetic.update_stream import Updates, UpdateStream, mean_se, simulate_updates
+from synthetic.reduce import mean_se
+from synthetic.update_stream import Updates, UpdateStream, simulate_updates
 
 Floats = NDArray[np.float64]
 Values = dict[str, Any]

@@ -45,7 +45,7 @@ def test_claim_comes_out_as_predicted(work, name):
     assert [f"{row.setting}: {row.verdict}, z {row.z:.1f}" for row in rows if not row.ok] == []
     planted = [row for row in rows if row.planted]
     assert planted
-    assert all(row.caught and row.power > 0.9 for row in planted)
+    assert all(row.caught and row.power > 0.99 for row in planted)
     assert sum(row.tests for row in rows) < 200
 
 
@@ -70,7 +70,7 @@ def doctored(results, changes):
         ("closed-loop", "horizon within", {"full/horizon fit": 20.0}, "false"),
         ("closed-loop", "horizon within", {"full/horizon fit": -1.0}, "false"),
         ("closed-loop", "centring costs no retention", {"full/retention gain on uncentred full": 0.5}, "holds"),
-        ("closed-loop", "at efficacy", {"gap to raw matched": math.nan}, "unknown"),
+        ("closed-loop", "at equal efficacy", {"gap to raw matched": math.nan}, "unknown"),
         ("audit-5", "make the drift decay", {"full/alpha": 1.0}, "holds"),
         ("audit-10", "is the number of updates", {"distance": np.arange(5) + 200.0}, "false"),
         ("audit-10", "keep the weights bounded", {"growth": -50.0}, "holds"),

@@ -15,18 +15,17 @@ from synthetic.claims._mean_cells import (
     Run,
     drifting,
     independent,
-    jackknife,
     last_decade,
     measure_fresh,
     measure_path,
     oracle,
     serial_factor,
-    slope,
 )
 from synthetic.claims._mean_dependence import KINDS, PLANTED
 from synthetic.claims._mean_paths import SETTINGS
 from synthetic.grid import Result, run_cells
 from synthetic.process import MeanDrift, Noise, Process
+from synthetic.reduce import mean_slope, slope
 from synthetic.tracks import track_mean
 
 CLAIMS = {claim.id: claim for claim in mean.CLAIMS}
@@ -180,13 +179,13 @@ def test_slope_and_jackknife_are_those_of_explicit_loops():
     steps = np.array([10, 30, 100])
     assert slope(steps, 5.0 * steps**-1.3) == pytest.approx(-1.3)
     values = np.random.default_rng(0).gamma(4.0, size=(25, 3)) * steps**-0.5 + 2.0
-    assert float(slope(steps, values.mean(axis=0) - 2.0)) == jackknife(steps, values, 2.0)[0]
+    assert float(slope(steps, values.mean(axis=0) - 2.0)) == mean_slope(steps, values, 2.0)[0]
     left = [np.polyfit(np.log(steps), np.log(np.delete(values, i, axis=0).mean(axis=0) - 2.0), 1)[0] for i in range(25)]
-    assert jackknife(steps, values, 2.0)[1] == pytest.approx(np.sqrt(24 / 25 * ((left - np.mean(left)) ** 2).sum()))
+    assert mean_slope(steps, values, 2.0)[1] == pytest.approx(np.sqrt(24 / 25 * ((left - np.mean(left)) ** 2).sum()))
 
 
 def test_a_drift_hidden_by_the_noise_has_no_slope():
-    assert np.isnan(jackknife([10, 100], np.ones((5, 2)), [0.5, 1.5])[0])
+    assert np.isnan(mean_slope([10, 100], np.ones((5, 2)), [0.5, 1.5])[0])
 
 
 def test_last_decade_has_both_ends():
@@ -200,8 +199,8 @@ def test_cells_are_reductions_of_the_tracker():
     np.testing.assert_allclose(path["mean"], track.error2.mean(axis=0))
     np.testing.assert_allclose(path["before_error"], track.prediction2.std(axis=0, ddof=1) / np.sqrt(20))
     noise = independent(process).variance[[2, 9, 29]]
-    assert (path["trend"], path["trend_error"]) == pytest.approx(jackknife([3, 10, 30], track.error2))
-    assert (path["lag"], path["lag_error"]) == pytest.approx(jackknife([3, 10, 30], track.error2, noise))
+    assert (path["trend"], path["trend_error"]) == pytest.approx(mean_slope([3, 10, 30], track.error2))
+    assert (path["lag"], path["lag_error"]) == pytest.approx(mean_slope([3, 10, 30], track.error2, noise))
 
 
 def test_fresh_steps_do_not_share_their_noise():

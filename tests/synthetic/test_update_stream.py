@@ -12,7 +12,8 @@ from stablediag.errors import SpecError
 from stablediag.stats import theory
 from synthetic.grid import derive_seed
 from synthetic.process import MeanDrift, Noise, Process, Spectrum
-from synthetic.update_stream import TRANSFORMS, UpdateStream, mean_se, simulate_updates
+from synthetic.reduce import mean_se
+from synthetic.update_stream import TRANSFORMS, UpdateStream, simulate_updates
 
 D, N, P, STEPS, REPS, SEED = 3, 4, 7, 5, 3, 11
 #: by this step more than d + 1 rows lie before the step
