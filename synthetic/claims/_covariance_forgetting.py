@@ -95,7 +95,7 @@ MULTIPLES = (0.125, 1.0, 8.0)
 
 
 def _cells(scale: Scale) -> list[Cell]:
-    steps, reps = scale.pick(400, 300), scale.replicates(60, 24)
+    steps, reps = scale.pick(400, 300), scale.replicates(60, 60)
     moving = CovDrift(C=C_SIGMA, beta=0.0, kind="folding")
     still_mean = params(D, N, steps, geometric=0.05, cov=moving)
     both = params(D, N, steps, geometric=0.05, cov=moving, mean=MeanDrift(C=C_MEAN, alpha=0.0))
