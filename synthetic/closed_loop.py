@@ -18,13 +18,33 @@ from stablediag.errors import SpecError
 from stablediag.maths import NIW, DiagNIW, LowRank, diagonal_whitener, gradient_whitener, key_coefficient, ln_update
 from stablediag.maths.whiten import Kind, Whitener
 from synthetic.grid import derive_seed
-from synthetic.loop_types import ARMS, Arm, Loop, Outcome, Path, joined
+from synthetic.loop_types import ARMS, Arm, Floats, Loop, Outcome, Path, joined
 from synthetic.softmax import Model, Moments, divergence, draw_model, lipschitz, log_probabilities, moments
 
 __all__ = ["ARMS", "Arm", "Loop", "Outcome", "Path", "run_loop"]
 
 #: replicates edited together: a population of 1,000 keys of width 384 takes 3 MB for each
 BLOCK = 24
+
+
+@dataclass(eq=False)
+class _Series:
+    """Values [R] step by step, in one block: small tensors kept between large ones that go would fragment the memory."""
+
+    rows: Floats
+    count: int = 0
+
+    def append(self, value: Tensor) -> None:
+        self.rows[self.count] = value.numpy()
+        self.count += 1
+
+    @property
+    def last(self) -> Tensor:
+        return torch.from_numpy(self.rows[self.count - 1])
+
+    def array(self) -> Floats:
+        """All values, [R, count]."""
+        return np.ascontiguousarray(self.rows[: self.count].T)
 
 
 @dataclass(eq=False)
@@ -38,12 +58,15 @@ class _State:
     now: Moments
     travelled2: Tensor
     last: LowRank | None
-    series: dict[str, list[Tensor]]
+    series: dict[str, _Series]
+    steps: int
     before: Moments | None = None
 
     def record(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self.series.setdefault(name, []).append(value)
+            if name not in self.series:
+                self.series[name] = _Series(np.empty((self.steps, len(value))))
+            self.series[name].append(value)
 
 
 def run_loop(
@@ -107,7 +130,7 @@ def _run_block(loop: Loop, arms: Sequence[str], *, reps: int, seed: int, marks: 
     batches = torch.randint(loop.population, (loop.steps, reps, loop.n), generator=generator)
     start = moments(model.base, model.head, model.labels)
     unedited = log_probabilities(model.other_base, model.head)
-    states = {name: _begin(ARMS[name], model, start) for name in arms}
+    states = {name: _begin(ARMS[name], model, start, loop.steps) for name in arms}
     key_moments = DiagNIW.empty(loop.p, batch_shape=(reps,))
     for t, batch in enumerate(batches, start=1):
         keys = _rows(model.keys, batch)
@@ -130,7 +153,7 @@ def _run_block(loop: Loop, arms: Sequence[str], *, reps: int, seed: int, marks: 
 
             update = solve(_rows(state.now.rows, batch))
             if state.arm.matched is not None:
-                target = states[state.arm.matched].series["norm"][-1]
+                target = states[state.arm.matched].series["norm"].last
                 update = LowRank(update.left, update.right * (target / update.norm())[:, None, None])
             if t in marks and state.arm.centred:
                 alone = solve(state.now.mean.unsqueeze(-2).expand(-1, loop.n, -1))
@@ -169,7 +192,7 @@ def _rows(values: Tensor, batch: Tensor) -> Tensor:
     return values.gather(-2, batch.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def _begin(arm: Arm, model: Model, start: Moments) -> _State:
+def _begin(arm: Arm, model: Model, start: Moments, steps: int) -> _State:
     reps, _, d = model.base.shape
     return _State(
         arm=arm,
@@ -180,6 +203,7 @@ def _begin(arm: Arm, model: Model, start: Moments) -> _State:
         travelled2=torch.zeros(reps, dtype=torch.float64),
         last=None,
         series={},
+        steps=steps,
     )
 
 
@@ -244,7 +268,7 @@ def _measure(state: _State, update: LowRank, batch: Tensor, spectra: bool) -> No
 
 def _path(state: _State, history: Tensor) -> Path:
     edited = state.now.correct.gather(-1, history)
-    series = {name: torch.stack(values, dim=-1).numpy() for name, values in state.series.items()}
+    series = {name: values.array() for name, values in state.series.items()}
     if not state.arm.centred:
         series |= {name: np.full_like(series["kl"], np.nan) for name in ("feedback", "gain")}
     return Path(
