@@ -65,7 +65,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     ax.axvspan(1.0, frame["alpha"].max() + 0.05, color="0.93", linewidth=0, zorder=0)
     ax.set(
         xlabel="drift exponent $\\alpha$, $\\|d_t\\| = .3\\,t^{-\\alpha}$",
-        ylabel="log-log slope of the mean squared error",
+        ylabel="log-log slope of $E\\|m_t-\\mu_t\\|^2$",
     )
     ax.set_xlim(-0.05, frame["alpha"].max() + 0.05)
     entries = theory.palette_handles([LABELS[name] for name in DIRECTIONS])

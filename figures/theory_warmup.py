@@ -78,7 +78,9 @@ def _lengths(frame: pd.DataFrame, ax: Axes) -> None:
         title="same distribution",
     )
     ax.legend(
-        handles=theory.palette_handles([f"$r={length}$" for length in LENGTHS]), loc="lower left", title="warm-up steps"
+        handles=theory.palette_handles([f"$r={length}$" for length in LENGTHS]),
+        loc="upper right",
+        title="warm-up steps",
     )
 
 
