@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 Floats = NDArray[np.float64]
 
@@ -34,3 +36,8 @@ def mean_slope(x: ArrayLike, values: ArrayLike, noise: ArrayLike = 0.0) -> tuple
     reps = len(y)
     left_out = slope(x, (y.sum(axis=0) - y) / (reps - 1) - noise)
     return float(slope(x, y.mean(axis=0) - noise)), float(math.sqrt((reps - 1) * left_out.var()))
+
+
+def spectral_norms(matrices: Tensor) -> Tensor:
+    """Spectral norms of symmetric matrices [..., d, d]."""
+    return torch.linalg.eigvalsh(matrices).abs().amax(dim=-1)

@@ -16,6 +16,7 @@ from stablediag.errors import SpecError
 from stablediag.maths import NIW, DiagNIW
 from synthetic.bounds import mean_oracle
 from synthetic.process import CHUNK, Process, Sampler
+from synthetic.reduce import spectral_norms
 from synthetic.spectra import Floats, one_of, real, whole
 
 Ints = NDArray[np.int64]
@@ -196,9 +197,9 @@ def track_covariance(
     state = NIW.empty(process.d, batch_shape=(reps,), prior=prior)
     mu, found = torch.as_tensor(process.means()), []
     for step in at.tolist():
-        state = _advance(state, sampler, step - 1, wishart=plain and method != "rows")
+        state = advance(state, sampler, step - 1, wishart=plain and method != "rows")
         before = _squared(state, mu[step - 1])
-        state = _advance(state, sampler, step, wishart=False)
+        state = advance(state, sampler, step, wishart=False)
         errors = {"prediction2": before, "error2": _squared(state, mu[step - 1])}
         found.append(errors | _measure(process, step, state, relative=relative, keep_moments=keep_moments))
     # Replicates first; what has none has the steps first.
@@ -330,8 +331,8 @@ def _squared(state: NIW | DiagNIW, mu: Tensor) -> Tensor:
     return (state.mean - mu).square().sum(dim=-1)
 
 
-def _advance(state: NIW, sampler: Sampler, step: int, *, wishart: bool) -> NIW:
-    """The state after the rows up to `step`."""
+def advance(state: NIW, sampler: Sampler, step: int, *, wishart: bool = False) -> NIW:
+    """The state after the rows up to `step`, which enter as few batches: the moments do not depend on how rows are cut."""
     process, k = sampler.process, step - sampler.at
     if k == 0:
         return state
@@ -366,16 +367,16 @@ def _measure(process: Process, step: int, state: NIW, *, relative: bool, keep_mo
     values = torch.linalg.eigvalsh(cov) if exists else cov[..., 0]
     low, high = values[..., 0], values[..., -1]
     gap = cov - torch.as_tensor(process.covariance(step))
-    found = {"condition": high / low, "eig_max": high, "eig_min": low, "spectral": _norm(gap) if exists else low}
+    found = {
+        "condition": high / low,
+        "eig_max": high,
+        "eig_min": low,
+        "spectral": spectral_norms(gap) if exists else low,
+    }
     if relative:
         inverse = torch.linalg.inv(torch.as_tensor(process.root(step)))
-        found["relative"] = _norm(inverse @ gap @ inverse.mT) if exists else low
+        found["relative"] = spectral_norms(inverse @ gap @ inverse.mT) if exists else low
     if keep_moments:
         found["mean_cov"] = cov.mean(dim=0)
         found["var_cov"] = cov.var(dim=0) if len(cov) > 1 else torch.full_like(cov[0], torch.nan)
     return found
-
-
-def _norm(matrices: Tensor) -> Tensor:
-    """Spectral norms of symmetric matrices [..., d, d]."""
-    return torch.linalg.eigvalsh(matrices).abs().amax(dim=-1)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stablediag.maths import NIW
-from synthetic.process import CHUNK, CovDrift, MeanDrift, Noise, Process, Spectrum
+from synthetic import reduce
+from synthetic.process import CovDrift, MeanDrift, Noise, Process, Spectrum
+from synthetic.tracks import advance
 
 Floats = NDArray[np.float64]
 Values = dict[str, float | Floats]
@@ -41,22 +42,14 @@ def params(
 
 
 def states(process: Process, *, reps: int, seed: int, steps: Sequence[int], prior: float = 0.0) -> Iterator[NIW]:
-    """Running moments of every replicate after each of `steps` (ascending).
-
-    Rows between two of the steps enter as one batch: without forgetting the moments do not depend on how rows are cut.
-    """
+    """Running moments of every replicate after each of `steps` (ascending)."""
     sampler = process.sampler(reps, seed)
     state = NIW.empty(process.d, batch_shape=(reps,), prior=prior)
-    most = max(1, CHUNK // (reps * process.n * process.d))
-    at = 0
     for step in steps:
-        while at < step:
-            k = min(step - at, most)
-            state = state.update(sampler.next(k).flatten(1, 2))
-            at += k
+        state = advance(state, sampler, step)
         yield state
 
 
 def spectral_norms(matrices: Tensor) -> Floats:
-    """Spectral norms of symmetric matrices [..., d, d]."""
-    return np.asarray(torch.linalg.eigvalsh(matrices).abs().amax(dim=-1))
+    """`reduce.spectral_norms` as an array."""
+    return reduce.spectral_norms(matrices).numpy()

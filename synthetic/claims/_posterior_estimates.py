@@ -21,6 +21,7 @@ from synthetic.calibration import sequential
 from synthetic.certify import Row, Test, equality, identical, row
 from synthetic.claims import STABLEEDIT, Claim, Scale
 from synthetic.grid import Cell, Result
+from synthetic.reduce import mean_se
 
 ID = "corollary-3.3"
 HERE = "synthetic.claims._posterior_estimates"
@@ -83,7 +84,7 @@ def measure_moments(*, seed: int, reps: int, d: int, batches: list[int], noise: 
     found |= {f"wrong {name}": value for name, value in _estimates(wrong, rows, sigma, batches[-1]).items()}
     result: dict[str, Any] = {"mu": mu.numpy(), "sigma": sigma.numpy()}
     for name, value in found.items():
-        result |= {name: value.mean(dim=0).numpy(), f"{name} se": value.std(dim=0).numpy() / math.sqrt(reps)}
+        result[name], result[f"{name} se"] = mean_se(value.numpy())
     return result
 
 

@@ -21,6 +21,7 @@ from stablediag.stats.theory import nas_anchored, nas_growth, nas_step_identity
 from synthetic.certify import Row, equality, identical, row
 from synthetic.claims import NAS, Claim, Scale
 from synthetic.grid import Cell, Result
+from synthetic.reduce import mean_se
 
 ID = "nas"
 HERE = "synthetic.claims.nas"
@@ -150,7 +151,8 @@ def measure_growth(*, seed: int, reps: int, points: list[int], target: Params, s
         weight = edit(weight, keys, values, root)
         if step in points:
             norms.append(weighted_norm(weight, root).numpy())
-    return {"mean": np.mean(norms, axis=1), "se": np.std(norms, axis=1, ddof=1) / math.sqrt(reps)}
+    mean, error = mean_se(np.stack(norms, axis=1))
+    return {"mean": mean, "se": error}
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stablediag.stats import theory
-from synthetic import bounds, reduce
+from synthetic import bounds, reduce, tracks
 from synthetic.certify import Row
 from synthetic.claims import Claim, Scale
 from synthetic.claims import _covariance_audits as audits
@@ -158,7 +158,7 @@ class TestClaims:
 class TestCommon:
     def test_states_pool_the_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         process = Process.from_params(common.params(4, 3, 9, mean=MeanDrift(C=0.5)))
-        monkeypatch.setattr(common, "CHUNK", 2 * 3 * 4 * 2)  # two batches at a time
+        monkeypatch.setattr(tracks, "CHUNK", 2 * 3 * 4 * 2)  # two batches at a time
         sampler = process.sampler(2, 7)
         rows = torch.cat([sampler.next(2), sampler.next(2), sampler.next(1), sampler.next(2), sampler.next(2)], dim=1)
         for step, state in zip([5, 9], common.states(process, reps=2, seed=7, steps=[5, 9], prior=0.3), strict=True):
