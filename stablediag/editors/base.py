@@ -85,10 +85,20 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Applied:
-    """A proposal that was written, and what the weight's dtype kept of it (when it was measured)."""
+    """A proposal that was written.
+
+    Attributes
+    ----------
+    proposal : Proposal
+    realised : Realised or None
+        What the weight's dtype kept of it, when it was measured.
+    change : Tensor or None
+        Its update multiplied out, shape [d_in, d_out], where the writer was asked to keep it: for those who compare.
+    """
 
     proposal: Proposal
     realised: Realised | None
+    change: Tensor | None = None
 
 
 @runtime_checkable

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from stablediag.editors.base import Applied, Proposal, Tracked, stack_rows
+from stablediag.editors.ln_controls import permutation, shuffled, uncentred
 from stablediag.editors.ln_params import PRESETS, LNParams, Match
 from stablediag.engine.capture import CaptureNeeds
-from stablediag.errors import NumericalError
+from stablediag.errors import NumericalError, SpecError
 from stablediag.maths.ln import key_coefficient, ln_update
 from stablediag.maths.niw import NIW, DiagNIW
 from stablediag.maths.whiten import Floor, Whitener, diagonal_whitener, gradient_whitener
 from stablediag.models import ResolvedModule
+from stablediag.store.state import part
 from stablediag.types import Capture, EditBatch
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Pending:
 
     stats: Mapping[str, Stats]
     match_scale: Mapping[str, float]
+    warmed: bool
+    frozen: Mapping[str, Stats] | None
 
 
 class LNEditor:
@@ -74,6 +78,9 @@ class LNEditor:
         self._scope = {name: self._scope_name(module) for name, module in modules.items()}
         self.scopes: tuple[str, ...] = tuple(dict.fromkeys(self._scope.values()))
         self._stats = {scope: self._empty(modules[self._members(scope)[0]]) for scope in self.scopes}
+        #: whether a warm-up step was taken, and the statistics as they were after the last one (kept for `frozen` alone)
+        self._warmed = False
+        self._frozen: Mapping[str, Stats] | None = None
         self._pending: Pending | None = None
 
     def _scope_name(self, module: ResolvedModule) -> str:
@@ -95,14 +102,14 @@ class LNEditor:
         return any(stats.niw is not None for stats in self._stats.values())
 
     def writes(self, phase: str) -> bool:
-        """Warm-up updates are written unless the warm-up is for statistics only."""
-        return phase == "target" or self.params.warmup_apply
+        """Warm-up updates unless the warm-up is for statistics only, target updates unless nothing is to be edited."""
+        return self.params.target_apply if phase == "target" else self.params.warmup_apply
 
     def _members(self, scope: str) -> list[str]:
         return [name for name in self.modules if self._scope[name] == scope]
 
-    def _updated(self, scope: str, captures: Mapping[str, Capture]) -> tuple[Stats, Tracked]:
-        """The scope's statistics with the step's rows in them, and how they moved."""
+    def _updated(self, scope: str, captures: Mapping[str, Capture], older: Stats | None) -> tuple[Stats, Tracked]:
+        """The scope's statistics with the step's rows in them, and how they moved; `older` ones may normalise instead."""
         p, old, names = self.params, self._stats[scope], self._members(scope)
         keys, grads = stack_rows(captures, names, "keys"), stack_rows(captures, names, "grads")
         blocks = None
@@ -125,16 +132,26 @@ class LNEditor:
             before_nu=float(old.grads.nu),
             before_mean=old.grads.mean,
             factor=factor,
-            whitener_nu=float(old.grads.nu if self._uses_before(scope) else new_grads.nu),
-            in_sample=p.forget == 1 and not self._uses_before(scope),
+            whitener_nu=float((older.grads if older is not None else new_grads).nu),
+            # What holds of rows inside their own statistics does not hold about another centre or in other places.
+            in_sample=p.forget == 1 and older is None and p.center and p.statistics != "shuffled",
         )
         return Stats(new_keys, new_grads, niw), tracked
 
-    def _uses_before(self, scope: str) -> bool:
-        """Whether the statistics without the step's rows normalise it; the very first step has none."""
-        return self.params.stats_order == "before" and float(self._stats[scope].grads.nu) > 1
+    def _older(self, scope: str, phase: str) -> Stats | None:
+        """The statistics without the step's rows that normalise it; None: those with them, as at the very first step."""
+        old, frozen = self._stats[scope], self._frozen_at(phase)
+        if frozen is not None and phase == "target":
+            return frozen[scope]
+        return old if self.params.stats_order == "before" and float(old.grads.nu) > 1 else None
 
-    def _whiteners(self, stats: Stats, phase: str) -> tuple[Whitener, Whitener | None]:
+    def _frozen_at(self, phase: str) -> Mapping[str, Stats] | None:
+        """What is kept of the warm-up: its statistics, from the first target step behind it on."""
+        if self._frozen is None and phase == "target" and self._warmed and self.params.statistics == "frozen":
+            return self._stats
+        return self._frozen
+
+    def _whiteners(self, scope: str, stats: Stats, phase: str) -> tuple[Whitener, Whitener | None]:
         p = self.params
         kind: Any = (
             "diagonal" if phase == "warmup" and p.warmup_norm == "diagonal" and p.normaliser == "full" else p.normaliser
@@ -149,12 +166,18 @@ class LNEditor:
             eps=p.eps,
         )
         keys = diagonal_whitener(stats.keys, eps=p.eps) if p.coefficient == "standardised" else None
-        return grads, keys
+        if p.statistics == "shuffled":
+            grads = shuffled(grads, permutation(stats.grads.d, seed=p.statistics_seed, name=f"{scope}/grads"))
+            if keys is not None:
+                keys = shuffled(keys, permutation(stats.keys.d, seed=p.statistics_seed, name=f"{scope}/keys"))
+        return grads if p.center else uncentred(grads), keys
 
     def step(self, view: ModelView, batch: EditBatch, captures: Mapping[str, Capture]) -> Iterator[Proposal]:
         """Yield one low-rank update per module; all of them belong to the weights before the step."""
+        warmed = self._warmed or batch.phase == "warmup"
+        pending = Pending(self._stats, self.match_scale, warmed, self._frozen_at(batch.phase))
         if not any(capture.rows for capture in captures.values()):
-            self._pending = Pending(self._stats, self.match_scale)
+            self._pending = pending
             return
         if self.lr is None and self.writes(batch.phase):
             raise NumericalError(
@@ -162,12 +185,12 @@ class LNEditor:
             )
         # An update that is not going to be written needs no rate yet.
         lr = 1.0 if self.lr is None else self.lr
-        updated = {scope: self._updated(scope, captures) for scope in self.scopes}
+        older = {scope: self._older(scope, batch.phase) for scope in self.scopes}
+        updated = {scope: self._updated(scope, captures, older[scope]) for scope in self.scopes}
         scale = dict(self.match_scale)
         whiteners: dict[str, tuple[Whitener, Whitener | None]] = {}
         for scope, (new, _) in updated.items():
-            used = self._stats[scope] if self._uses_before(scope) else new
-            whiteners[scope] = self._whiteners(used, batch.phase)
+            whiteners[scope] = self._whiteners(scope, older[scope] or new, batch.phase)
         seen: set[str] = set()
         for name in self.modules:
             scope = self._scope[name]
@@ -197,7 +220,8 @@ class LNEditor:
             )
             seen.add(scope)
         kept = scale if batch.phase == "target" and self._fixes_scale() else self.match_scale
-        self._pending = Pending({scope: new for scope, (new, _) in updated.items()}, kept)
+        stats = {scope: new for scope, (new, _) in updated.items()}
+        self._pending = replace(pending, stats=stats, match_scale=kept)
 
     def _fixes_scale(self) -> bool:
         return self.params.match is not None and self.params.match.mode != "every"
@@ -216,6 +240,7 @@ class LNEditor:
             raise NumericalError("commit without a step: exhaust editor.step(...) first")
         self._stats = dict(self._pending.stats)
         self.match_scale = dict(self._pending.match_scale)
+        self._warmed, self._frozen = self._pending.warmed, self._pending.frozen
         self._pending = None
 
     def finish(self, view: ModelView) -> Iterator[Proposal]:
@@ -232,33 +257,98 @@ class LNEditor:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Statistics as tensors; learning rate and match factors as values."""
-        tensors: dict[str, Tensor] = {}
-        for scope, stats in self._stats.items():
-            for part in ("keys", "grads", "niw"):
-                state = getattr(stats, part)
-                if state is not None:
-                    tensors |= {f"{scope}/{part}/{key}": value for key, value in state.state_dict().items()}
-        return tensors, {"lr": self.lr, "match_scale": self.match_scale, "calibrated": list(self.calibrated)}
+        tensors = _stored(self._stats)
+        meta: dict[str, Any] = {"lr": self.lr, "match_scale": self.match_scale, "calibrated": list(self.calibrated)}
+        if self.params.statistics == "frozen":
+            meta["warmed"] = self._warmed
+            tensors |= {f"frozen:{key}": tensor for key, tensor in _stored(self._frozen or {}).items()}
+        return tensors, meta
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore statistics, learning rate and match factors."""
-        for scope, stats in self._stats.items():
-            parts: dict[str, Any] = {}
-            for part in ("keys", "grads", "niw"):
-                old = getattr(stats, part)
-                if old is not None:
-                    prefix = f"{scope}/{part}/"
-                    state = {
-                        k.removeprefix(prefix): v.to(old.mean.device)
-                        for k, v in tensors.items()
-                        if k.startswith(prefix)
-                    }
-                    parts[part] = type(old).from_state(state)
-            self._stats[scope] = replace(stats, **parts)
+        frozen = part(tensors, "frozen:")
+        self._frozen = _restored(self._stats, frozen) if frozen else None
+        self._stats = _restored(self._stats, tensors)
+        self._warmed = bool(meta.get("warmed", False))
         self.lr = meta["lr"]
         self.match_scale = dict(meta["match_scale"])
         self.calibrated = tuple(meta["calibrated"])
         self._pending = None
+
+    def take_statistics(self, tensors: Mapping[str, Tensor], params: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Start with the running statistics of another run's editor; neither its learning rate nor its match factors.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+            The other editor's state.
+        params : mapping
+            The other editor's parameters.
+
+        Returns
+        -------
+        dict of str to Tensor
+            What was taken.
+
+        Raises
+        ------
+        SpecError
+            Statistics of gradients of another loss, of other scopes or widths, or without what this editor needs.
+        """
+        own = LNParams.model_validate(params)
+        for name in ("loss", "minibatch", "tokens"):
+            if (there := getattr(own, name)) != (here := getattr(self.params, name)):
+                raise SpecError(
+                    f"its statistics are of gradients with {name} {there}, this run's have {here}: take the same"
+                )
+        taken: dict[str, Tensor] = {}
+        for key, mine in _stored(self._stats).items():
+            found = tensors.get(key)
+            scope, kind, _ = key.rsplit("/", 2)
+            if found is None:
+                raise SpecError(f"it has no {_KEPT[kind]} of {scope}: {_ADVICE[kind]}")
+            if found.shape != mine.shape:
+                raise SpecError(f"its {key} is {list(found.shape)}, here {list(mine.shape)}: edit the same modules")
+            taken[key] = found
+        stats = _restored(self._stats, taken)
+        for scope, one in stats.items():
+            if not float(one.grads.nu) or (self.params.coefficient == "standardised" and not float(one.keys.nu)):
+                raise SpecError(f"it has seen no rows of {scope} that this run needs: {_ADVICE['keys']}")
+        self._stats = stats
+        return taken
+
+
+#: what the parts of a scope's statistics are, and where they come from
+_KEPT = {"keys": "moments of the keys", "grads": "moments of the value gradients", "niw": "covariance"}
+_ADVICE = {
+    "keys": "use the same editor.params.stats_scope, and coefficient standardised there",
+    "grads": "use the same model.modules and editor.params.stats_scope",
+    "niw": "give that run editor.params.track_covariance true, or use normaliser diagonal here",
+}
+
+
+def _stored(stats: Mapping[str, Stats]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for scope, one in stats.items():
+        for kind in ("keys", "grads", "niw"):
+            state = getattr(one, kind)
+            if state is not None:
+                tensors |= {f"{scope}/{kind}/{key}": value for key, value in state.state_dict().items()}
+    return tensors
+
+
+def _restored(like: Mapping[str, Stats], tensors: Mapping[str, Tensor]) -> dict[str, Stats]:
+    """Stored statistics of the same parts, on the same devices."""
+    found = {}
+    for scope, old in like.items():
+        parts: dict[str, Any] = {}
+        for kind in ("keys", "grads", "niw"):
+            one = getattr(old, kind)
+            if one is not None:
+                state = {k: v.to(one.mean.device) for k, v in part(tensors, f"{scope}/{kind}/").items()}
+                parts[kind] = type(one).from_state(state)
+        found[scope] = replace(old, **parts)
+    return found
 
 
 def _on(whitener: Whitener | None, device: torch.device) -> Whitener | None:

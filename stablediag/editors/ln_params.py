@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from stablediag.errors import NumericalError
 
+#: parameters of controls, left out of a spec where they do nothing
+_CONTROLS = ("center", "statistics", "statistics_seed", "target_apply")
 #: float32 machine epsilon: what the released code adds to every divisor
 RELEASED_EPS = 2.0**-23
 
@@ -98,6 +108,19 @@ class LNParams(BaseModel):
         Arithmetic of the ridge solve; null: float64 up to 4,096 rows (see `stablediag.maths.ridge.dual_ridge`).
     track_covariance : bool
         Keep Psi for the recorders although the normaliser does not need it.
+    center : bool
+        Subtract the running mean from value gradients; false scales them about the origin, S v instead of S (v - m) (a
+        control). Keys keep their mean.
+    statistics : str
+        What normalises gradients and keys: the ``running`` statistics; those ``frozen`` behind the last warm-up step, from the
+        target step after it on; or running ones ``shuffled`` over the features, by one permutation per scope for gradients and
+        one for keys: the right scales in the wrong places (controls). Recorders see the running ones. Both change the length
+        of the updates, shuffling under full whitening by orders of magnitude: match norms (`match`) before comparing quality.
+    statistics_seed : int
+        Of the permutations.
+    target_apply : bool
+        Whether target updates are written; false edits nothing, and shows what estimates alone do (a control). The table
+        ``updates`` lists what was written, so that it has no row of these steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -125,11 +148,26 @@ class LNParams(BaseModel):
     master: Literal["fp32", "model"] = "fp32"
     solve_dtype: Literal["float32", "float64"] | None = None
     track_covariance: bool = False
+    center: bool = True
+    statistics: Literal["running", "frozen", "shuffled"] = "running"
+    statistics_seed: int = Field(0, ge=0)
+    target_apply: bool = True
     match: Match | None = None
     calibration: Calibration = Field(default_factory=lambda: Calibration.model_validate({}))
 
+    @model_serializer(mode="wrap")
+    def _controls_if_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Controls only where they differ from their defaults, so that specs older than them keep their digests."""
+        values: dict[str, Any] = handler(self)
+        defaults = {name: type(self).model_fields[name].default for name in _CONTROLS}
+        return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.normaliser == "center" and not self.center:
+            raise ValueError("normaliser center with center false does nothing: choose normaliser none")
+        if self.match is not None and self.match.mode == "mean" and not self.target_apply:
+            raise ValueError("match mode mean needs updates that are written: set target_apply true, or mode every")
         if self.loss == "released" and self.minibatch is None:
             raise ValueError("loss released is a mean over mini-batches: give minibatch (the releases use 10)")
         if self.match is not None and self.lr == "calibrate":

@@ -16,12 +16,12 @@ from stablediag.editors.base import editor_class, resolve_params
 from stablediag.engine.context import fitting
 from stablediag.engine.plan import Plan, plan_steps
 from stablediag.engine.provenance import collect
+from stablediag.engine.start import named_run, start_of
 from stablediag.errors import SpecError, StoreError
 from stablediag.models import load_model
 from stablediag.recorders.base import Recorder
 from stablediag.recorders.registry import TABLE_KEYS, build_recorders, recorder_columns
 from stablediag.spec import TESTBED, CapabilitySpec, DataSpec, EditorSpec, Spec
-from stablediag.store.run import Run
 from stablediag.types import RunInfo
 
 #: columns that the loop itself fills, by table
@@ -64,7 +64,8 @@ class Prepared:
         warmup_data = spec.warmup_data
         warmup = EditStream.of([]) if warmup_data is None else load_stream(warmup_data, split="warmup")
         calibration = self._calibration(params)
-        self._plan(target, warmup, calibration)  # what is wrong with the streams is found before a model is loaded
+        # What is wrong with the streams is found before a model is loaded.
+        self._plan(target, warmup, calibration, params)
         self.loaded = load_model(
             spec.model.path,
             modules=spec.model.modules,
@@ -79,7 +80,7 @@ class Prepared:
         if warmup_data is not None:
             warmup = fitting(warmup, self.loaded, policy=warmup_data.too_long)
         self.calibration_edits = fitting(calibration, self.loaded, policy=spec.data.too_long)
-        self.plan = self._plan(self.target, warmup, self.calibration_edits)
+        self.plan = self._plan(self.target, warmup, self.calibration_edits, params)
         datasets = {"target": dataset_info(spec.data, self.target)}
         if warmup_data is not None:
             datasets["warmup"] = dataset_info(warmup_data, warmup)
@@ -95,12 +96,14 @@ class Prepared:
         if getattr(params, "match", None) is not None:
             self.editor.reference, datasets["match"] = reference_norms(params.match.run, run_dir)
             self._check_reference(params.match)
+        self.start = start_of(spec, run_dir=run_dir, loaded=self.loaded, editor=self.editor)
+        datasets |= {f"init_{what}": dict(origin) for what, origin in self.start.origin.items()}
         self.recorders: list[Recorder] = build_recorders(spec, self.target)
         recorder_versions = {f"recorder:{recorder.name}": str(recorder.version) for recorder in self.recorders}
         self.info = collect(spec, self.loaded, datasets, versions=recorder_versions)
 
-    def _plan(self, target: EditStream, warmup: EditStream, held_out: EditStream) -> Plan:
-        """The steps; refuses streams that meet, and to calibrate on what is going to be taught."""
+    def _plan(self, target: EditStream, warmup: EditStream, held_out: EditStream, params: Any) -> Plan:
+        """The steps; refuses streams that meet, to calibrate on what is going to be taught, and a warm-up that is missing."""
         plan = plan_steps(target, warmup, edits_per_step=self.spec.edits_per_step, placement=self.spec.warmup.placement)
         taught = np.union1d(target.ids_hash, warmup.ids_hash)
         shared = held_out.take(np.flatnonzero(np.isin(held_out.ids_hash, taught)))
@@ -109,12 +112,17 @@ class Prepared:
                 f"calibration and the streams share {len(shared)} records ({shared[0].id!r}, ...): "
                 "name others under `calibration`, for instance with an offset"
             )
+        if _freezes(params) and not plan.steps("warmup"):
+            raise SpecError(
+                "statistics frozen are those at the end of a warm-up, and there is none: "
+                "give warmup.size, or use statistics running"
+            )
         return plan
 
     def _check_reference(self, match: Any) -> None:
         """Refuse a reference run that has no norm for a step that must be matched, before anything is edited."""
         matched = {"first": 1, "mean": match.steps, "every": None}[match.mode]
-        target = self.plan.steps("target")
+        target = self.plan.steps("target") if self.editor.writes("target") else []
         warmup = set(self.plan.steps("warmup")) if self.editor.writes("warmup") else set()
         steps = warmup | set(target[:matched])
         for step in sorted(steps):
@@ -177,6 +185,14 @@ def resolve(spec: Spec) -> tuple[Spec, Any]:
     return spec.with_editor_params(params.model_dump(mode="json")), params
 
 
+def _freezes(params: Any) -> bool:
+    """Whether an editor, or the one that it wraps, normalises with what the warm-up left."""
+    wrapped = getattr(params, "editor", None)
+    if isinstance(wrapped, EditorSpec):
+        params = resolve_params(wrapped.name, wrapped.preset, wrapped.params)
+    return getattr(params, "statistics", None) == "frozen"
+
+
 def reference_norms(run: str, run_dir: Path) -> tuple[dict[tuple[int, str], float], dict[str, Any]]:
     """Update norms of another run by (step, module), and what identifies them.
 
@@ -185,16 +201,11 @@ def reference_norms(run: str, run_dir: Path) -> tuple[dict[tuple[int, str], floa
     SpecError
         If there is no such run, it is not complete, or it recorded no norms.
     """
-    path = next((p for p in (run_dir.parent / run, Path(run)) if p.is_dir()), None)
-    if path is None:
-        raise SpecError(f"match.run: no run at {run_dir.parent / run} or {run}: run it first")
-    reference = Run.open(path)
-    if reference.state != "complete":
-        raise SpecError(f"match.run: {path} is not complete: finish it with `stablediag resume {path}`")
+    reference = named_run(run, run_dir, "match.run")
     table: Any = reference.table("updates") if "updates" in reference.tables() else {}
     if "norm" not in table or table["norm"].isna().any():
         raise SpecError(
-            f"match.run: {path} did not record every update norm: use the standard or the light recorders there"
+            f"match.run: {reference.path} did not record every update norm: use the standard or the light recorders there"
         )
     norms = {(int(s), str(m)): float(n) for s, m, n in zip(table["step"], table["module"], table["norm"], strict=True)}
     text = json.dumps([[*key, norm] for key, norm in sorted(norms.items())])
@@ -257,15 +268,17 @@ def check_same(stored: RunInfo, now: RunInfo, path: Path) -> str:
     Raises
     ------
     StoreError
-        Another model, device, dataset or reference run, or another version of the engine or of a recorder.
+        Another model, device, dataset, reference run or run to start from, or another version of the engine or of a recorder.
     """
     if stored.model.get("device") != now.model.get("device"):
         raise StoreError(
             f"{path}: the run began on {stored.model.get('device')}, this is {now.model.get('device')}: resume it there"
         )
     for what, old, new in (("model", stored.model, now.model), ("dataset or matched run", stored.dataset, now.dataset)):
-        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
-            raise StoreError(f"{path}: the {what} is not the one the run began with: restore it, or start a new run")
+        odd = [key for key in sorted({*old, *new}) if _text(old.get(key)) != _text(new.get(key))]
+        if odd:
+            told = f"the {what} is not the one the run began with ({', '.join(odd)})"
+            raise StoreError(f"{path}: {told}: restore it, or start a new run")
     changed = []
     for name in sorted({*stored.versions, *now.versions}):
         began, here = stored.versions.get(name), now.versions.get(name)
@@ -275,3 +288,7 @@ def check_same(stored: RunInfo, now: RunInfo, path: Path) -> str:
             raise StoreError(f"{path}: the run began with {name} version {began}, this is {here}: start a new run")
         changed.append(f"{name} {began} -> {here}")
     return ", ".join(changed)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

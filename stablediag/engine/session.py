@@ -22,12 +22,13 @@ from stablediag.engine.guard import finite_update, guard
 from stablediag.engine.outlook import Outlook
 from stablediag.engine.prepare import Prepared, check_same
 from stablediag.engine.rows import captured_loss, captured_rows, extra_row, step_rows
+from stablediag.engine.start import Start
 from stablediag.engine.tuning import Tuner
 from stablediag.engine.view import ModelView
 from stablediag.engine.weights import WeightWriter
 from stablediag.errors import AlarmError, NumericalError, StablediagError, StoreError
 from stablediag.recorders.base import Array, Item, RunView, SnapshotView, StepView
-from stablediag.recorders.registry import schedule_from
+from stablediag.recorders.registry import keeps, measures, schedule_from
 from stablediag.spec import Spec
 from stablediag.store.run import Run, RunWriter
 from stablediag.store.state import load_state, part, save_state
@@ -59,7 +60,7 @@ class Session:
         self._writer = writer
         self._progress = progress
         self._device = prepared.loaded.device
-        self._weights = WeightWriter(prepared.loaded.modules, master=self.editor.master)
+        self._weights = WeightWriter(prepared.loaded.modules, master=self.editor.master, keeps=keeps(self.recorders))
         self.view = ModelView(prepared.loaded, self._weights, token_budget=self.spec.capture.token_budget)
         self._tuner = Tuner(
             self.editor,
@@ -83,6 +84,7 @@ class Session:
         self._started = False
         self._ended = False
         self._outlook = outlook
+        self._origin = prepared.start
 
     @classmethod
     def create(cls, spec: Spec, path: Path, *, progress: bool = True, stop_on_alarm: bool = False) -> Session:
@@ -185,7 +187,10 @@ class Session:
             for name, report in self.reports.items():
                 if report.told():
                     tx.event("left out", f"{name}: {report.told()}")
-            for recorder in self.recorders:
+            origin, self._origin = self._origin, Start()  # the weights are of no use any more
+            for text in origin.told():
+                tx.event("carried over", text)
+            for recorder in origin.begin(self._weights, self.recorders):
                 self._store(tx, recorder.on_run_start(self._run_view(-1)))
             self._cost(tx, -1, {"peak_bytes": peak_bytes(self._device)})
             self._checkpoint(tx, -1)
@@ -271,7 +276,8 @@ class Session:
     def _propose(self, batch: EditBatch, captures: Mapping[str, Capture], written: bool) -> list[Applied]:
         proposals = self.editor.step(self.view, batch, captures)
         if written:
-            applied = self._apply(proposals, step=batch.index, measure=self._measures(batch.index))
+            measure = measures(self.recorders, step=batch.index, total=len(self.plan))
+            applied = self._apply(proposals, step=batch.index, measure=measure)
         else:
             applied = [Applied(proposal, None) for proposal in proposals]
         self.editor.commit(self.view, applied)
@@ -284,15 +290,9 @@ class Session:
                 raise NumericalError(
                     f"the update of {proposal.module} at step {step} is not finite: lower the learning rate"
                 )
-            applied.append(Applied(proposal, self._weights.apply(proposal.module, proposal.update, measure=measure)))
+            written = self._weights.write(proposal.module, proposal.update, measure=measure)
+            applied.append(Applied(proposal, *written))
         return applied
-
-    def _measures(self, step: int) -> bool:
-        """Whether some recorder wants to know what the weights really received at this step."""
-        return any(
-            "realised_ratio" in recorder.columns.get("updates", {}) and recorder.schedule(step, len(self.plan))
-            for recorder in self.recorders
-        )
 
     def _postponed(self, target_step: int) -> bool:
         """Whether the questions after this step wait for what the editor does at the end of the run."""
@@ -381,7 +381,7 @@ class Session:
         for index in self.plan.steps("target"):
             if index < self._next and self._target_index[index] not in skipped:
                 self._written(index)
-        self._started, self._ended = True, bool(meta["ended"])
+        self._started, self._ended, self._origin = True, bool(meta["ended"]), Start()
 
 
 def run(spec: Spec, path: str | Path, *, progress: bool = True, stop_on_alarm: bool = False) -> Run:

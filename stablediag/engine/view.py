@@ -75,7 +75,7 @@ class ModelView:
         return self._writer.norm(name)
 
     def initial_norm(self, name: str) -> float:
-        """Frobenius norm of the module's weight before the first step."""
+        """Frobenius norm of the module's weight as loaded, before any edit."""
         return self._initial_norms[name]
 
     def set_initial_norms(self, norms: Mapping[str, float]) -> None:
@@ -84,7 +84,7 @@ class ModelView:
 
     @property
     def initial_norms(self) -> Mapping[str, float]:
-        """Frobenius norms of all edited weights before the first step."""
+        """Frobenius norms of all edited weights as loaded, before any edit."""
         return dict(self._initial_norms)
 
     def capture(self, tokens: TokenBatch, needs: CaptureNeeds) -> dict[str, Capture]:

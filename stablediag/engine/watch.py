@@ -28,6 +28,7 @@ from stablediag.engine.watch_weights import Change, WatchedWeights, find_modules
 from stablediag.errors import DataError
 from stablediag.recorders.alarm import Alarm
 from stablediag.recorders.base import Array, Item, Recorder, Row, RunView, SnapshotView, StepView
+from stablediag.recorders.registry import share
 from stablediag.recorders.updates import AdjacentCosine, RealisedUpdate, UpdateNorm
 from stablediag.stats.sequential_alarm import Verdict
 from stablediag.store.run import Run, RunWriter
@@ -386,11 +387,11 @@ def watch(
     """
     check(steps=steps, every=every, sketch=sketch, prompts=prompts, hidden=hidden, tokenizer=tokenizer)
     found = find_modules(model, modules)
-    place = None if device is None else torch.device(device)
-    weights = WatchedWeights(model, found, device=place, sketch=sketch, seed=seed)
+    weights = WatchedWeights(model, found, device=torch.device(device) if device else None, sketch=sketch, seed=seed)
     view = WatchedView(weights, tokenizer)
     asking = questions(recorders, stream=stream, tokenizer=tokenizer, prompts=prompts, hidden=hidden)
     listed: list[Any] = [UpdateNorm(), AdjacentCosine(), RealisedUpdate(), Alarm(), *asking]
+    share(listed)
     columns, keys = tables(listed)
     asked = {"name": name, "modules": list(modules), "steps": steps, "every": every, "seed": seed}
     info = information(view, asked, stream, listed)

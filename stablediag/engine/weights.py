@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +52,8 @@ class WeightWriter:
         ``fp32``: modules with weights narrower than float32 keep a float32 copy that receives the updates, and the
         stored weight is its rounding. ``model``: the update is rounded to the weight's type and added to the weight,
         as the released editors do; small changes of a bfloat16 weight are then lost.
+    keeps : callable
+        Which updates `write` is to keep multiplied out, because somebody will look at them; none by default.
 
     Raises
     ------
@@ -59,10 +61,17 @@ class WeightWriter:
         `master` is neither of the two.
     """
 
-    def __init__(self, modules: Mapping[str, ResolvedModule], *, master: Master = "fp32") -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, ResolvedModule],
+        *,
+        master: Master = "fp32",
+        keeps: Callable[[UpdateT], bool] = lambda update: False,
+    ) -> None:
         if master not in ("fp32", "model"):
             raise SpecError(f"unknown master {master!r}: use fp32 or model")
         self._modules = dict(modules)
+        self._keeps = keeps
         self._masters: dict[str, Tensor] = {}
         for name in self._modules:
             weight = self._weight(name)
@@ -92,6 +101,29 @@ class WeightWriter:
         ModelError
             Unknown module, or an update of the wrong shape.
         """
+        return self.write(name, update, measure=measure)[0]
+
+    @torch.no_grad()
+    def write(self, name: str, update: UpdateT, *, measure: bool = False) -> tuple[Realised | None, Tensor | None]:
+        """`apply`, and what was added besides.
+
+        Parameters
+        ----------
+        name, update, measure
+            As in `apply`.
+
+        Returns
+        -------
+        Realised or None
+            None unless measured.
+        Tensor or None, shape [d_in, d_out], at least float32
+            The update multiplied out, in the memory layout of the weight; None unless it is kept.
+
+        Raises
+        ------
+        ModelError
+            As `apply`.
+        """
         entry = self._entry(name)
         if tuple(update.shape) != (entry.d_in, entry.d_out):
             raise ModelError(
@@ -102,9 +134,12 @@ class WeightWriter:
         master = self._masters.get(name)
         left, right = _stored_factors(update, entry, weight if master is None else master)
         sums = torch.zeros(5, dtype=torch.float64, device=weight.device)
+        keep, kept = self._keeps(update), []
         for rows in _row_blocks(weight):
             before = weight[rows].clone() if measure else None
             intended = _block(left[rows], right, weight.device)
+            if keep:
+                kept.append(intended)
             # For a narrow target the change is rounded to its type and then added, as the released editors do.
             target = weight if master is None else master
             target[rows].add_(intended.to(target.dtype))
@@ -112,13 +147,18 @@ class WeightWriter:
                 weight[rows].copy_(master[rows])
             if before is not None:
                 sums += _compare(before, weight[rows], intended)
-        return _realised(sums) if measure else None
+        change = None
+        if keep:
+            change = kept[0] if len(kept) == 1 else torch.cat(kept)
+            change = change.mT if entry.layout == "linear" else change
+        return _realised(sums) if measure else None, change
 
     @torch.no_grad()
     def norm(self, name: str) -> float:
         """Frobenius norm of a module's stored weight, accumulated in float64 (float32 norms are off by up to 0.5 %)."""
         weight = self._weight(name)
-        return math.sqrt(sum(float(weight[rows].double().square().sum()) for rows in _row_blocks(weight)))
+        parts = (torch.linalg.vector_norm(weight[rows], dtype=torch.float64) for rows in _row_blocks(weight))
+        return math.sqrt(sum(float(part) ** 2 for part in parts))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Live tensors ``<module>.weight`` and ``<module>.master``, not copies: store them before the next update."""

@@ -80,6 +80,27 @@ class EditorSpec(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class InitSpec(Strict):
+    """Where a run starts from instead of the unedited model and empty statistics: other runs' last checkpoints.
+
+    `weights_from`: the edited weights of that run; `stats_from`: what its editor has learnt (the statistics of editor ln, not
+    its weights, its learning rate or its match factors). Each is a run directory, or the name of a sibling of this run's
+    directory; ``RUN@STEP`` refuses any other step than that. A warm-up of this run comes on top.
+
+    Quality, hidden states and the norm ratio of the weights are compared with the model as loaded, so that they tell what
+    all edits have done together; cumulative coherence and paired probes begin at the weights carried over.
+    """
+
+    weights_from: Text | None = None
+    stats_from: Text | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.weights_from is None and self.stats_from is None:
+            raise ValueError("give weights_from, stats_from or both, each a run directory; or leave init out")
+        return self
+
+
 class SnapshotSpec(Strict):
     """When hidden states of how many prompts are kept."""
 
@@ -124,6 +145,7 @@ class Spec(Strict):
     warmup: WarmupSpec = WarmupSpec()
     edits_per_step: Positive = 100
     editor: EditorSpec = EditorSpec()
+    init: InitSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     snapshots: SnapshotSpec = SnapshotSpec()
     recorders: RecordersSpec = "standard"
@@ -155,8 +177,11 @@ class Spec(Strict):
         return self.model_copy(update={"editor": self.editor.model_copy(update={"params": dict(params)})})
 
     def canonical(self) -> dict[str, Any]:
-        """Plain JSON values with every default filled in, `name` included; whole floats become integers."""
-        return _canonical(self.model_dump(), "")
+        """Plain JSON values with every default filled in, `name` included; whole floats become integers.
+
+        `init` is left out where there is none, so that specs older than it keep their digests.
+        """
+        return _canonical(self.model_dump(exclude={"init"} if self.init is None else None), "")
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical form without `name`: the same in every process and on every machine."""

@@ -63,6 +63,29 @@ def test_apply_is_theta_plus_delta(layout, dtype, factors, kind, device):
 
 
 @LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_multiplied_out_is_kept_where_it_is_asked_for(layout, dtype):
+    plain, keeping = make(layout, dtype), make(layout, dtype)
+    update = low_rank()
+    assert WeightWriter({"m": plain}).write("m", update) == (None, None)
+    writer = WeightWriter({"m": keeping}, keeps=lambda told: isinstance(told, LowRank))
+    realised, change = writer.write("m", update, measure=True)
+    assert realised is not None
+    assert change.shape == (P, D)
+    assert change.dtype == torch.float32
+    torch.testing.assert_close(change, update.dense(), rtol=0, atol=1e-5)
+    # In the layout of the weight, and nobody else's memory.
+    assert (change.mT if layout == "linear" else change).is_contiguous()
+    before = change.clone()
+    writer.apply("m", low_rank(seed=9))
+    assert torch.equal(change, before)
+    WeightWriter({"m": plain}).apply("m", low_rank(seed=9))
+    if dtype == torch.float32:
+        assert torch.equal(theta(plain), theta(keeping))
+    assert writer.write("m", Dense(update.dense()))[1] is None
+
+
+@LAYOUTS
 def test_float32_master_keeps_what_bfloat16_loses(layout):
     entry = make(layout, torch.bfloat16)
     start = theta(entry).float()

@@ -29,6 +29,7 @@ from stablediag.maths.ridge import dual_ridge
 from stablediag.maths.update import LowRank
 from stablediag.maths.whiten import diagonal_whitener
 from stablediag.models import ResolvedModule
+from stablediag.store.state import part
 from stablediag.types import Capture, EditBatch
 
 if TYPE_CHECKING:
@@ -284,9 +285,9 @@ class HypernetEditor:
     def load_trained_state(self, tensors: Mapping[str, Tensor], *, statistics: bool = True) -> None:
         """Take over what `trained_state` returned, with or without its statistics."""
         for shape, network in self._networks.items():
-            network.load_state_dict(_part(tensors, f"net/{shape}/"))
+            network.load_state_dict(part(tensors, f"net/{shape}/"))
         if statistics:
-            self._load_moments(_part(tensors, "stats/"))
+            self._load_moments(part(tensors, "stats/"))
 
     def _moment_tensors(self) -> dict[str, Tensor]:
         return {
@@ -296,7 +297,7 @@ class HypernetEditor:
         }
 
     def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        self._moments = {scope: own.restored(_part(tensors, f"{scope}/")) for scope, own in self._moments.items()}
+        self._moments = {scope: own.restored(part(tensors, f"{scope}/")) for scope, own in self._moments.items()}
 
     def _digest(self) -> str:
         """What the networks are, so that a run is not resumed with others."""
@@ -347,7 +348,3 @@ class Mend(HypernetEditor):
 def _targets(keys: Tensor, pseudo: Tensor, values: Tensor, lr: Tensor) -> Tensor:
     """``-eta (h . h^) g^`` of every row."""
     return -lr * (keys * pseudo).sum(dim=1, keepdim=True) * values
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
