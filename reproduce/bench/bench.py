@@ -6,7 +6,6 @@ Needs torch, transformers, numpy and safetensors only, so that it runs on a bare
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from reproduce.bench.layer import compare_ridge
 from reproduce.bench.ours import NEEDS, FloorArm, OursArm, Outcome, Stats, history
 from reproduce.bench.recording import recorder_cost
 from reproduce.bench.released import ReleasedArm, shifts_of
-from reproduce.bench.report import report
+from reproduce.bench.report import report, save
 from reproduce.bench.summary import Measured, assemble
 from reproduce.bench.timing import Arm, Clock, Series, gemm_rates, interleave, machine
 from reproduce.bench.workload import (
@@ -182,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     result = run(options.size, device, repeats=options.repeats, dtype=options.dtype, token_budget=options.token_budget)
     print(report(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(result, options.out)
     return 0
 
 

@@ -8,7 +8,6 @@ thread; all ratios are of processor seconds, which other load on the machine dis
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from reproduce.bench.report import save
 from reproduce.bench.summary import Gate
 from reproduce.bench.timing import Arm, Clock, Sample, interleave, machine, spread
 from stablediag.data.load import load_stream
@@ -339,9 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
     result = {"machine": described, "workload": about, **found, "gates": judged(found)}
     print(report(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(result, options.out)
     return 0
 
 

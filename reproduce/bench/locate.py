@@ -7,7 +7,6 @@ Ratios are of processor seconds on a CPU, which other load disturbs least, and o
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reproduce.bench.report import save
 from reproduce.bench.summary import Gate
 from reproduce.bench.timing import Clock, Sample, interleave, machine, spread, synchronise
 from stablediag.engine.weights import WeightWriter
@@ -366,9 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     result["gates"] = judged(result) if options.size == "layer" else {}
     print(report(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"machine": described} | result, indent=1) + "\n", encoding="utf-8")
+    save({"machine": described} | result, options.out)
     return 0
 
 

@@ -19,28 +19,28 @@ from stablediag.engine.weights import Realised, WeightWriter
 
 
 class _Writing:
-    """Writing the step's updates, with or without comparing what the weights received."""
+    """Writing the step's updates, with or without keeping them and comparing what the weights received."""
 
     def __init__(self, writer: WeightWriter, outcome: Outcome, saved: Mapping[str, Tensor], *, measure: bool) -> None:
         self.writer, self.outcome, self.saved, self.measure = writer, outcome, saved, measure
-        self.realised: dict[str, Realised | None] = {}
+        self.written: dict[str, tuple[Realised | None, Tensor | None]] = {}
 
     def prepare(self) -> None:
         self.writer.restore(dict(self.saved))
 
     def run(self, clock: Clock) -> None:
         for name, update in self.outcome.updates.items():
-            self.realised[name] = self.writer.apply(name, update, measure=self.measure)
+            self.written[name] = self.writer.write(name, update, measure=self.measure)
 
 
 class _Recording:
-    """One recorder at the second of two steps, so that it has a previous update to compare with."""
+    """One recorder at one step."""
 
     def __init__(self, recorder: Any, step: Any) -> None:
         self.recorder, self.step = recorder, step
 
     def prepare(self) -> None:
-        list(self.recorder.on_step(self.step))
+        pass
 
     def run(self, clock: Clock) -> None:
         list(self.recorder.on_step(self.step))
@@ -55,10 +55,11 @@ def recorder_cost(
     repeats: int,
     preset: str = "standard",
 ) -> dict[str, float] | None:
-    """Median seconds by recorder of one whitened step, the measurement of the realised update included.
+    """Median seconds by recorder of one whitened step; what the writer keeps and measures for them is included.
 
-    A recorder that is due at every step is asked twice about the same step: what it measures may be nonsense, what it
-    costs is that of any step. Those of a preset that need more than a step's view are not among them.
+    They are asked about the same step under the numbers 0, 1, 2, ...: what they measure may be nonsense, what it costs is
+    that of any step after the first. What several of them need counts for the one that needs it first. Those of a preset
+    that need more than a step's view are not among them.
 
     Returns
     -------
@@ -70,33 +71,45 @@ def recorder_cost(
         from stablediag.engine.view import ModelView
         from stablediag.models import LoadedModel
         from stablediag.recorders.base import StepView
-        from stablediag.recorders.registry import PRESETS, RECORDERS
+        from stablediag.recorders.registry import PRESETS, RECORDERS, keeps, share
     except ImportError:
         return None
-    plain = _Writing(writer, outcome, saved, measure=False)
-    measured = _Writing(writer, outcome, saved, measure=True)
-    extra = [timed(measured, work.device).seconds - timed(plain, work.device).seconds for _ in range(repeats + 1)]
+    recorders = [RECORDERS[name]() for name in PRESETS[preset]]
+    share(recorders)
+    keeping = WeightWriter(work.modules, keeps=keeps(recorders))
+    writings = (
+        _Writing(writer, outcome, saved, measure=False),
+        _Writing(keeping, outcome, saved, measure=False),
+        measured := _Writing(keeping, outcome, saved, measure=True),
+    )
+    # The first round meets cold caches.
+    rounds = [[timed(one, work.device).seconds for one in writings] for _ in range(repeats + 1)][1:]
+    cost = {
+        "kept_updates": statistics.median(kept - plain for plain, kept, _ in rounds),
+        "realised_measurement": statistics.median(whole - kept for _, kept, whole in rounds),
+    }
     statistic = outcome.after.niw if outcome.after.niw is not None else outcome.after.grads
     tracked = Tracked(statistic, outcome.before.grads.nu, outcome.before.grads.mean, outcome.factor, statistic.nu)
     applied = [
-        Applied(Proposal(name, update, {} if i else {"shape": tracked}, outcome.whitener), measured.realised[name])
+        Applied(Proposal(name, update, {} if i else {"shape": tracked}, outcome.whitener), *measured.written[name])
         for i, (name, update) in enumerate(outcome.updates.items())
     ]
     view = ModelView(LoadedModel(work.model, None, work.modules, {}, None), writer)
     step = StepView(
-        step=1,
-        total=2,
+        step=0,
+        total=repeats + 1,
         phase="target",
-        target_step=1,
-        batch=replace(edit_batch(len(work.tokens)), index=1),
+        target_step=0,
+        batch=edit_batch(len(work.tokens)),
         captures=outcome.captures,
         applied=applied,
         written=True,
         view=view,
     )
-    # The first measurement meets cold caches and is left out.
-    cost = {"realised_measurement": statistics.median(extra[1:])}
-    for recorder in (RECORDERS[name]() for name in PRESETS[preset]):
-        arm = _Recording(recorder, step)
-        cost[recorder.name] = statistics.median(timed(arm, work.device).seconds for _ in range(repeats))
-    return cost
+    seconds: dict[str, list[float]] = {recorder.name: [] for recorder in recorders}
+    for place in range(repeats + 1):
+        now = replace(step, step=place, target_step=place, batch=replace(step.batch, index=place))
+        for recorder in recorders:
+            seconds[recorder.name].append(timed(_Recording(recorder, now), work.device).seconds)
+    # The first step has nothing before it.
+    return cost | {name: statistics.median(samples[1:]) for name, samples in seconds.items()}

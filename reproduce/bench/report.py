@@ -1,8 +1,10 @@
-"""The result of a benchmark as text."""
+"""The result of a benchmark, as text and as a file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 #: the headline numbers, at the top level of the JSON file
@@ -14,6 +16,13 @@ NUMBERS = (
     "overhead_whitened",
     "recorder_share",
 )
+
+
+def save(result: Mapping[str, Any], out: Path | None) -> None:
+    """Write a result as JSON, into a folder that is made where it is missing; nothing without a path."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def report(result: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ from stablediag.maths.spectral import symmetric_norm
 BLOCK_ENTRIES = 1 << 22
 # Up to this width a dense decomposition gives the spectral norm, above it Lanczos does.
 DENSE_WIDTH = 512
+# Sums of float32 products beyond these may have overflowed, or consist of what underflowed.
+_FLOAT32_RANGE = (1e-20, 1e37)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +121,21 @@ class Dense:
 
     def norm(self) -> Tensor:
         """Frobenius norm, float64, shape [...]."""
-        return self.inner(self).sqrt()
+        parts = [torch.linalg.vector_norm(block, dim=(-2, -1), dtype=torch.float64) for block in self._blocks()]
+        return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
     def inner(self, other: Update) -> Tensor:
         """Frobenius inner product, float64, shape [...]."""
         _same_shape(self, other)
+        if other is self:
+            return self.norm().square()
+        if isinstance(other, Dense) and self.matrix.dtype == other.matrix.dtype == torch.float32:
+            # Sums along rows in float32 lose nothing that shows, unless they leave its range.
+            turned = self.matrix.mT.is_contiguous() and other.matrix.mT.is_contiguous()
+            a, b = (self.matrix.mT, other.matrix.mT) if turned else (self.matrix, other.matrix)
+            short = torch.linalg.vecdot(a, b).sum(dim=-1, dtype=torch.float64)
+            if bool(((short.abs() > _FLOAT32_RANGE[0]) & (short.abs() < _FLOAT32_RANGE[1])).all()):
+                return short
         total = torch.zeros(self.shape[:-2], dtype=torch.float64, device=self.matrix.device)
         for rows in _row_blocks(self.shape):
             block = self.matrix[..., rows, :].double()
@@ -132,8 +144,6 @@ class Dense:
                 total = total + ((block @ other.right.double().mT) * other.left[..., rows, :].double()).sum(
                     dim=(-2, -1)
                 )
-            elif other is self:
-                total = total + block.square().sum(dim=(-2, -1))
             else:
                 total = total + (block * other.matrix[..., rows, :].double()).sum(dim=(-2, -1))
         return total
@@ -164,6 +174,9 @@ class Dense:
     def max_abs(self) -> Tensor:
         """Largest absolute entry, float64, shape [...]."""
         return self.matrix.abs().amax(dim=(-2, -1)).double()
+
+    def _blocks(self) -> Iterator[Tensor]:
+        return (self.matrix[..., rows, :] for rows in _row_blocks(self.shape))
 
 
 Update: TypeAlias = LowRank | Dense

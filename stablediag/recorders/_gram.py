@@ -58,12 +58,16 @@ def units_of(rows: Tensor, edits: Tensor) -> Units:
     -------
     Units
     """
-    sums = edit_units(rows, edits)
+    return units_from(edit_units(rows, edits), len(rows))
+
+
+def units_from(sums: Tensor, rows: int) -> Units:
+    """Units of a batch of so many rows from their sums over edits [n, d], which are left as they are."""
     n = len(sums)
-    share = n / len(rows)
+    share = n / rows
     offset = sums.mean(dim=0, dtype=torch.float64) * share
-    centred = sums.mul_(share).sub_(offset.to(sums))
-    trace = torch.full((), torch.nan, dtype=torch.float64, device=rows.device)
+    centred = (sums * share).sub_(offset.to(sums))
+    trace = torch.full((), torch.nan, dtype=torch.float64, device=sums.device)
     if n > 1:
         trace = torch.linalg.vector_norm(centred, dtype=torch.float64).square() / (n - 1)
     return Units(offset, centred, trace, n)

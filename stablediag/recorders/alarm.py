@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from stablediag.errors import SpecError
+from stablediag.recorders._rows import Batch, StepRows
 from stablediag.recorders.base import BaseRecorder, Item, Row, Schedule, SqlType, StepView, every
-from stablediag.recorders.innovation import Recent, edit_units, innovation
-from stablediag.recorders.tracking import tracked_scopes
+from stablediag.recorders.innovation import Recent, innovation
 from stablediag.recorders.updates import AdjacentCosine
 from stablediag.stats.sequential import Recursive, SignBet
 from stablediag.stats.sequential_alarm import VERDICTS, ScopeWatch, Verdict, decide, evidence, limits
-from stablediag.types import Capture
+from stablediag.store.state import part
 
 #: largest logarithm of a wealth that is stored as the wealth
 _LARGEST = 690.0
@@ -38,15 +38,16 @@ class _Scope:
         blank = torch.zeros(d, dtype=torch.float64, device=device)
         return cls(ScopeWatch.empty(), Recent.empty(d, device=device), blank, 0.0)
 
-    def step(self, grads: Tensor, edits: Tensor, tracked: tuple[Tensor, float] | None) -> _Scope:
-        """Take the rows of one batch; `tracked` is the mean before it with its count."""
-        mean, count = (self.mean, self.rows) if tracked is None else tracked
+    def step(self, batch: Batch) -> _Scope:
+        """Take the rows of one batch, against the tracked mean before it, or against the own one."""
+        grads, tracked = batch.grads, batch.scope.tracked
+        count = self.rows if tracked is None else float(tracked.before_nu)
         rows = self.rows + len(grads)
         own = self.mean
         if tracked is None:
             own = own + (grads.double().mean(dim=0) - own) * (len(grads) / rows)
         kept = replace(self, mean=own, rows=rows)
-        units = edit_units(grads - mean.to(grads), edits)
+        units = batch.sums if tracked is not None else batch.groups.sums(grads - self.mean.to(grads))
         if len(units) < 2 or not bool(torch.isfinite(units).all()):
             return kept
         found = innovation(units, inflation=len(grads) / count if count > 0 else 0.0)
@@ -153,7 +154,12 @@ class Alarm(BaseRecorder):
     )
     _scopes: dict[str, _Scope] = field(default_factory=dict, init=False, repr=False)
     _updates: dict[str, SignBet] = field(default_factory=dict, init=False, repr=False)
-    _cosine: AdjacentCosine = field(default_factory=AdjacentCosine, init=False, repr=False)
+    rows: StepRows = field(default_factory=StepRows, init=False, repr=False)
+    #: who compares adjacent updates: an own recorder, or that of the run
+    cosine: AdjacentCosine = field(default_factory=AdjacentCosine, init=False, repr=False)
+    _limits: tuple[tuple[int, int], tuple[dict[str, float], dict[str, float]]] | None = field(
+        default=None, init=False, repr=False
+    )
     _verdict: Verdict = field(default="quiet", init=False, repr=False)
     _which: tuple[str, ...] = field(default=(), init=False, repr=False)
 
@@ -176,26 +182,15 @@ class Alarm(BaseRecorder):
 
     def on_step(self, step: StepView) -> Iterable[Item]:
         """One row, of a due target step."""
-        cosines = {
-            str(item.key["module"]): item.values["cosine"]
-            for item in self._cosine.on_step(step)
-            if isinstance(item, Row)
-        }
         if step.phase == "warmup":
             return
-        tolerance = 1 / step.total if self.tolerance is None else self.tolerance
-        for module in step.view.modules:
-            cosine = cosines.get(module)
-            bettor = self._updates.get(module, SignBet.empty())
-            self._updates[module] = bettor.step(np.nan if cosine is None else cosine - tolerance)
-        ratios = [self._observe(*seen) for seen in _batches(step)]
+        self._bet(step)
+        ratios = [self._observe(batch) for batch in self.rows.of(step)]
         known = [ratio for ratio in ratios if ratio is not None]
         scopes = [scope.watch for scope in self._scopes.values()]
         updates = list(self._updates.values()) if any(float(bet.count) for bet in self._updates.values()) else []
         values = evidence(scopes, updates)
-        bounds = [
-            limits(level, horizon=step.total, streams=max(1, len(scopes))) for level in (self.level, self.warning_level)
-        ]
+        bounds = self._bounds(step.total, max(1, len(scopes)))
         if self._verdict != "alarm":
             decision = decide(values, alarm=bounds[0], warning=bounds[1])
             self._verdict, self._which = decision.verdict, decision.which
@@ -216,21 +211,39 @@ class Alarm(BaseRecorder):
             }
             yield Row("alarms", {"step": step.step}, row)
 
-    def _observe(self, name: str, captures: Sequence[Capture], tracked: tuple[Tensor, float] | None) -> float | None:
+    def _bet(self, step: StepView) -> None:
+        """One bet a module on the sign of its adjacent cosine; a module without one waits."""
+        found, modules = self.cosine.compare(step), list(step.view.modules)
+        cosines = [found.get(module, {}).get("cosine") for module in modules]
+        tolerance = 1 / step.total if self.tolerance is None else self.tolerance
+        values = np.array([np.nan if cosine is None else cosine - tolerance for cosine in cosines])
+        bettors = [self._updates.get(module, SignBet.empty()) for module in modules]
+        parts = zip(*((bet.log_started, bet.square, bet.count) for bet in bettors), strict=True)
+        together = SignBet(*(np.stack(values) for values in parts)).step(values)
+        for i, module in enumerate(modules):
+            self._updates[module] = SignBet(together.log_started[i], together.square[i], together.count[i])
+
+    def _bounds(self, total: int, streams: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Limits of the alarm and of the warning; they change with the number of streams alone."""
+        if self._limits is None or self._limits[0] != (total, streams):
+            alarm, warning = (
+                limits(level, horizon=total, streams=streams) for level in (self.level, self.warning_level)
+            )
+            self._limits = ((total, streams), (alarm, warning))
+        return self._limits[1]
+
+    def _observe(self, batch: Batch) -> float | None:
         """Take one statistic's batch; logarithm of its variance over the earlier ones, where there are any."""
-        grads = torch.cat([capture.grads.to(captures[0].grads.device) for capture in captures])
-        edits = torch.cat([capture.edit_ids.to(grads.device) for capture in captures])
-        if not len(grads):
-            return None
+        name, grads = batch.scope.name, batch.grads
         before = self._scopes.get(name) or _Scope.empty(grads.shape[-1], grads.device)
-        self._scopes[name] = after = before.on(grads.device).step(grads, edits, tracked)
+        self._scopes[name] = after = before.on(grads.device).step(batch)
         old, new = before.watch.scale, after.watch.scale
         # The mean moves by one part in the count of what the value was off by.
         return float(new.count * (new.mean - old.mean)) if new.count > old.count > 0 else None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tests, the recent directions and the previous updates."""
-        tensors, meta = self._cosine.state_dict()
+        tensors, meta = self.cosine.state_dict()
         kept = {f"cosine/{key}": tensor for key, tensor in tensors.items()}
         for name, scope in self._scopes.items():
             kept |= {f"scope/{name}/{key}": tensor for key, tensor in scope.tensors().items()}
@@ -245,29 +258,10 @@ class Alarm(BaseRecorder):
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-
-        self._cosine = AdjacentCosine()
-        self._cosine.load_state_dict(part("cosine/"), meta["cosine"])
-        self._scopes = {name: _Scope.from_tensors(part(f"scope/{name}/")) for name in meta["scopes"]}
+        self.cosine.load_state_dict(part(tensors, "cosine/"), meta["cosine"])
+        self._scopes = {name: _Scope.from_tensors(part(tensors, f"scope/{name}/")) for name in meta["scopes"]}
         self._updates = {name: _unpacked(tensors[f"update/{name}"]) for name in meta["updates"]}
         self._verdict, self._which = meta["verdict"], tuple(meta["which"])
-
-
-def _batches(step: StepView) -> Iterator[tuple[str, list[Capture], tuple[Tensor, float] | None]]:
-    """Every statistic of the step with its captures and the mean before it; modules that none tracks by themselves."""
-    seen: set[str] = set()
-    for scope, tracked, _, modules in tracked_scopes(step):
-        present = [step.captures[name] for name in dict.fromkeys(modules) if name in step.captures]
-        width = tracked.before_mean.shape[-1]
-        if present and all(capture.grads.shape[-1] == width for capture in present):
-            seen.update(capture.module for capture in present)
-            yield scope, present, (tracked.before_mean, float(tracked.before_nu))
-    for name, capture in step.captures.items():
-        if name not in seen:
-            yield name, [capture], None
 
 
 def _wealth(log_e: float | None) -> float | None:

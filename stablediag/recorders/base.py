@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -200,10 +201,11 @@ def at(steps: Iterable[int]) -> Schedule:
 def log_spaced(n: int) -> Schedule:
     """About n steps, evenly spaced in the logarithm of the step count, the last one included."""
 
-    def due(step: int, total: int) -> bool:
-        return step == total - 1 or step in np.unique(np.geomspace(1, total, n).round().astype(int) - 1)
+    @lru_cache(maxsize=1)  # a run asks at every step, always with the same total
+    def steps(total: int) -> frozenset[int]:
+        return frozenset((np.geomspace(1, total, n).round().astype(int) - 1).tolist())
 
-    return due
+    return lambda step, total: step == total - 1 or step in steps(total)
 
 
 def at_end() -> Schedule:

@@ -14,7 +14,7 @@ from stablediag.maths.update import Dense, UpdateT
 from stablediag.recorders.base import BaseRecorder, Item, Row, RunView, Schedule, SqlType, StepView, every
 from stablediag.recorders.features import Features, PairNull, features_of, pair_null
 from stablediag.recorders.tracking import tracked_scopes
-from stablediag.recorders.updates import compact, module_updates, number
+from stablediag.recorders.updates import StepUpdates, number
 
 #: rows of a block that is compared in float64
 _BLOCK_ENTRIES = 1 << 21
@@ -70,6 +70,7 @@ class Coherence(BaseRecorder):
         },
         init=False,
     )
+    updates: StepUpdates = field(default_factory=StepUpdates, init=False, repr=False)
     _kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     #: module -> sum of the energies, sum of their squares, sum of the null variances, number of these
     _sums: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
@@ -87,14 +88,14 @@ class Coherence(BaseRecorder):
     def on_step(self, step: StepView) -> Iterable[Item]:
         """One row per module that was written, of a due step."""
         due = self.report(step.step, step.total)
-        updates = module_updates(step)
-        for module, update in updates.items():
-            energy = float(compact(update).norm()) ** 2
+        updates = self.updates.of(step)
+        for module, sized in updates.items():
+            energy = sized.norm**2
             sums = self._sums[module]
             sums[0], sums[1] = sums[0] + energy, sums[1] + energy**2
             kept = self._kept[module]
             if not _wide(step.view.weight(module)):
-                self._kept[module] = _added(kept, update)
+                self._kept[module] = _added(kept, sized.update)
         pairs, shares = self._pairs(step, due) if step.phase == "target" else ({}, {})
         for module in updates if due else ():
             values = dict.fromkeys(self.columns["updates"], None) | self._coherence(step, module)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stablediag.errors import SpecError
 from stablediag.maths.niw import NIW
-from stablediag.recorders._gram import Units, largest_eigenvalue, trace_of_square, units_of
+from stablediag.recorders._gram import Units, largest_eigenvalue, trace_of_square, units_from
+from stablediag.recorders._rows import Batch, Groups, StepRows
 from stablediag.recorders.base import BaseRecorder, Item, Row, Schedule, SqlType, StepView, every
-from stablediag.recorders.scopes import Scope, captured_scopes
 from stablediag.recorders.updates import number
 
 _REAL = (
@@ -105,6 +105,7 @@ class Prequential(BaseRecorder):
     columns: Mapping[str, Mapping[str, SqlType]] = field(
         default_factory=lambda: {"tracking": {**dict.fromkeys(_REAL, "REAL"), "edits": "INTEGER"}}, init=False
     )
+    rows: StepRows = field(default_factory=StepRows, init=False, repr=False)
     _shadows: dict[str, _Shadow] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,15 +117,18 @@ class Prequential(BaseRecorder):
     def on_step(self, step: StepView) -> Iterable[Item]:
         """One row per scope, of a due step."""
         due = self.report(step.step, step.total)
-        for scope in captured_scopes(step):
-            values = self._observe(scope, step.step, due=due)
+        halves: dict[Groups, Tensor] = {}
+        for batch in self.rows.of(step):
+            if batch.groups not in halves:
+                halves[batch.groups] = _contrast(batch.groups, seed=(self.seed, step.step))
+            values = self._observe(batch, halves[batch.groups], due=due)
             if due:
-                yield Row("tracking", {"step": step.step, "module": scope.name}, values)
+                yield Row("tracking", {"step": step.step, "module": batch.scope.name}, values)
 
-    def _observe(self, scope: Scope, step: int, *, due: bool) -> dict[str, float | int | None]:
-        """Judge the mean before the step, and let the shadows take the step."""
-        tracked, grads, edits = scope.tracked, scope.stacked("grads"), scope.stacked("edit_ids")
-        device, (m, d) = grads.device, grads.shape
+    def _observe(self, batch: Batch, weights: Tensor, *, due: bool) -> dict[str, float | int | None]:
+        """Judge the mean before the step, and let the shadows take the step, whose halves have these `weights`."""
+        scope, grads = batch.scope, batch.grads
+        tracked, device, (m, d) = scope.tracked, grads.device, grads.shape
         probes = self.probes if tracked is not None and isinstance(tracked.after, NIW) else 0
         shadow = (self._shadows.get(scope.name) or _Shadow.empty(d, probes, device)).on(device)
         if tracked is None:
@@ -137,9 +141,12 @@ class Prequential(BaseRecorder):
             forget = (float(tracked.after.nu) - m) / before if before > 0 and moves else 1.0
         # Before the first step there is no mean; the batch's own keeps the digits of its scatter.
         point = mean if before > 0 else grads.mean(dim=0, dtype=torch.float64)
-        rows = grads.sub_(point.to(grads))  # a copy of the captures'
-        values = _values(units_of(rows, edits), shadow, before) if due else {}
-        weights = _contrast(edits, seed=(self.seed, step))
+        known = tracked is not None and before > 0
+        rows = batch.rows if known else grads - point.to(grads)
+        values = {}
+        if due:
+            sums = batch.sums if known else batch.groups.sums(rows)
+            values = _values(units_from(sums, m), shadow, before)
         scatter = shadow.scatter
         if probes and gain:
             assert tracked is not None
@@ -194,19 +201,18 @@ def _values(units: Units, shadow: _Shadow, before: float) -> dict[str, float | i
     return values
 
 
-def _contrast(edits: Tensor, *, seed: tuple[int, int]) -> Tensor:
+def _contrast(groups: Groups, *, seed: tuple[int, int]) -> Tensor:
     """Weights [m] with which the rows give half the difference between the means of two random halves of the edits.
 
     An odd number leaves unequal halves; the scale is that at which the variance is the one of the mean of all edits. NaN
     with a single edit: it has no halves.
     """
-    _, unit = torch.unique(edits, return_inverse=True)
-    n = int(unit.max()) + 1
+    n, edits = groups.n, groups.edits
     if n < 2:
         return torch.full(edits.shape, torch.nan, dtype=torch.float64, device=edits.device)
     first = np.zeros(n, dtype=bool)
     first[np.random.default_rng(seed).permutation(n)[: n // 2]] = True
-    mine = torch.from_numpy(first).to(edits.device)[unit]
+    mine = torch.from_numpy(first).to(edits.device)[groups.unit]
     count = mine.sum()
     scale = float(np.sqrt((n // 2) * (n - n // 2))) / n
     return torch.where(mine, scale / count, -scale / (len(edits) - count)).double()

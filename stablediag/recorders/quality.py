@@ -136,8 +136,6 @@ class Quality(BaseRecorder):
             return
         edits = step.batch.edits
         places = self._past.add(edits)
-        if not step.written:
-            return
         success: list[dict[str, float | None]] = [{"immediate": None, "immediate_exact": None}] * len(edits)
         if self.immediate_every and step.target_step is not None and step.target_step % self.immediate_every == 0:
             scores = score_pairs(

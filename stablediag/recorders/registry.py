@@ -12,6 +12,8 @@ from stablediag.editors.locate_params import LocateParams
 from stablediag.errors import SpecError
 from stablediag.evaluation.evaluate import check_answerable
 from stablediag.evaluation.glue import load_tasks
+from stablediag.maths.update import UpdateT
+from stablediag.recorders._rows import StepRows
 from stablediag.recorders.alarm import Alarm
 from stablediag.recorders.base import (
     Recorder,
@@ -35,7 +37,7 @@ from stablediag.recorders.probes import PairedProbes
 from stablediag.recorders.quality import Quality
 from stablediag.recorders.spectra import Spectra
 from stablediag.recorders.tracking import Conditioning, DriftSurrogates, WhitenedNorm
-from stablediag.recorders.updates import AdjacentCosine, RealisedUpdate, UpdateNorm
+from stablediag.recorders.updates import AdjacentCosine, RealisedUpdate, StepUpdates, UpdateNorm, multiplied_out
 from stablediag.recorders.variogram import Variogram
 from stablediag.spec import (
     CapabilitySpec,
@@ -187,7 +189,42 @@ def build_recorders(spec: Spec, stream: Sequence[Edit]) -> list[Recorder]:
             raise SpecError(f'recorders: "{recorder.name}" is named twice; join its schedules under one entry')
         built.append(recorder)
     recorder_columns(built)
+    share(built)
     return built
+
+
+def share(recorders: Sequence[Recorder]) -> None:
+    """Have what several recorders need of a step made once. What they record does not depend on it.
+
+    Those that compare updates hold one `StepUpdates`, those that judge gradients one `StepRows`; `alarm` asks the run's
+    `adjacent_cosine`, if that compares as its own would: with nulls after every warm-up.
+    """
+    updates, rows = StepUpdates(), StepRows()
+    cosines = [recorder for recorder in recorders if isinstance(recorder, AdjacentCosine)]
+    for recorder in recorders:
+        if isinstance(recorder, Alarm):
+            for cosine in (cosine for cosine in cosines if cosine.reset_after_warmup):
+                cosine.asked, recorder.cosine = True, cosine
+            recorder.cosine.updates = updates
+        if isinstance(recorder, UpdateNorm | AdjacentCosine | Coherence):
+            recorder.updates = updates
+        if isinstance(recorder, Prequential | Variogram | Alarm):
+            recorder.rows = rows
+
+
+def keeps(recorders: Sequence[Recorder]) -> Callable[[UpdateT], bool]:
+    """Which updates the writer is to keep multiplied out: those that a recorder would multiply out once more."""
+    comparing = (UpdateNorm, AdjacentCosine, Coherence, Alarm)
+    some = any(isinstance(recorder, comparing) for recorder in recorders)
+    return multiplied_out if some else lambda update: False
+
+
+def measures(recorders: Sequence[Recorder], *, step: int, total: int) -> bool:
+    """Whether a recorder wants to know at this step of `total` what the weights really received."""
+    return any(
+        "realised_ratio" in recorder.columns.get("updates", {}) and recorder.schedule(step, total)
+        for recorder in recorders
+    )
 
 
 def _build(entry: RecorderSpec, spec: Spec, stream: Sequence[Edit]) -> Recorder:
@@ -200,7 +237,8 @@ def _build(entry: RecorderSpec, spec: Spec, stream: Sequence[Edit]) -> Recorder:
         if entry.name == "conditioning":
             options["decompose"] = schedule_from(entry.schedule)
     if entry.name == "quality":
-        check_answerable(spec.evaluation.metrics, stream)
+        if len(stream):  # there is none where recorders are built to ask for their versions
+            check_answerable(spec.evaluation.metrics, stream)
         options |= _quality_options(spec.evaluation, spec.seed)
     if entry.name == "hidden_states":
         options |= {"prompts": snapshot_prompts(spec, stream), "token_budget": spec.evaluation.token_budget}

@@ -37,7 +37,8 @@ class Conditioning(BaseRecorder):
     Columns: ``nu`` rows behind the spectrum; ``whitening_active`` whether the full inverse root is in use; ``condition_raw`` and
     ``condition_floored`` before and after shrinkage and floor (infinite when singular); ``eig_max``, ``eig_min`` of
     the raw estimate; ``floored_fraction`` of the directions; ``d_eff``, the participation ratio
-    :math:`(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2`, and ``d_eff_white``, the same of the normalised gradients.
+    :math:`(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2`, and ``d_eff_white``, the same of the normalised
+    gradients as the whitener's own covariance has them (not of those under ``frozen`` or ``shuffled`` statistics).
 
     All but the first two are null until ``nu > d + 1``, and where no covariance is kept. The eigenvalues are those of
     the editor's whitener; where it has none, the statistic's own are computed.

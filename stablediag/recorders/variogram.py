@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stablediag.errors import SpecError
-from stablediag.recorders._gram import units_of
+from stablediag.recorders._gram import units_from
+from stablediag.recorders._rows import StepRows
 from stablediag.recorders.base import BaseRecorder, Item, Row, Schedule, SqlType, StepView, any_of, every, first
-from stablediag.recorders.scopes import captured_scopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ class Variogram(BaseRecorder):
     columns: Mapping[str, Mapping[str, SqlType]] = field(
         default_factory=lambda: {"variogram": {"value": "REAL"}}, init=False
     )
+    rows: StepRows = field(default_factory=StepRows, init=False, repr=False)
     _rings: dict[str, _Ring] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,17 +110,17 @@ class Variogram(BaseRecorder):
             self._rings.clear()
             return
         due = self.report(step.step, step.total)
-        for scope in captured_scopes(step):
-            grads = scope.stacked("grads")
+        for batch in self.rows.of(step):
+            name, grads = batch.scope.name, batch.grads
             mean = grads.mean(dim=0, dtype=torch.float64)
-            units = units_of(grads.sub_(mean.to(grads)), scope.stacked("edit_ids"))
+            units = units_from(batch.groups.sums(grads - mean.to(grads)), len(grads))
             if units.n < 2:
                 continue
-            ring = self._rings.get(scope.name) or _Ring.empty(self.depth, grads.shape[1], grads.device)
-            self._rings[scope.name] = ring = ring.on(grads.device)
+            ring = self._rings.get(name) or _Ring.empty(self.depth, grads.shape[1], grads.device)
+            self._rings[name] = ring = ring.on(grads.device)
             if due:
                 for lag, value in self._compare(ring, step.step, mean, units.noise):
-                    yield Row("variogram", {"step": step.step, "module": scope.name, "lag": lag}, {"value": value})
+                    yield Row("variogram", {"step": step.step, "module": name, "lag": lag}, {"value": value})
             ring.put(step.step, mean, units.noise)
 
     def _compare(self, ring: _Ring, step: int, mean: Tensor, noise: Tensor) -> list[tuple[int, float]]:

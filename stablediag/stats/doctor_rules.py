@@ -23,7 +23,7 @@ Verdict = Literal["ok", "info", "bad", "unknown"]
 #: points that a series is averaged down to before anything is fitted to it
 _POINTS = 200
 #: from the mildest verdict to the gravest; unknown says nothing either way
-_GRAVITY: Mapping[Verdict, int] = {"unknown": 0, "ok": 1, "info": 2, "bad": 3}
+GRAVITY: Mapping[Verdict, int] = {"unknown": 0, "ok": 1, "info": 2, "bad": 3}
 
 #: table -> column -> recorder that fills it ("*": the rest of the table)
 ANSWERED_BY: Mapping[str, Mapping[str, str]] = {
@@ -228,7 +228,7 @@ def worst(findings: Iterator[Finding] | list[Finding], *, above: bool = True) ->
     """The gravest of several modules' findings, and among those the most extreme; unknown of none."""
     sign = 1.0 if above else -1.0
     ranked = sorted(
-        findings, key=lambda f: (_GRAVITY[f.verdict], sign * f.value if math.isfinite(f.value) else -math.inf)
+        findings, key=lambda f: (GRAVITY[f.verdict], sign * f.value if math.isfinite(f.value) else -math.inf)
     )
     return ranked[-1] if ranked else unknown("no module has rows on which this can be judged: record more often")
 

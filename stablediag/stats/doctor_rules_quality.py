@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,11 @@ from stablediag.stats.intervals import Interval, mean_interval
 
 _STABLEEDIT = "StableEdit, arXiv:2605.11836"
 _STATES = ("quiet", "warning", "alarm")
+#: columns of the detectors that watch one thing, and what that is
+_WATCH: Mapping[tuple[str, ...], str] = {
+    ("e_innovation", "cusum", "growth", "shrinkage"): "gradients",
+    ("e_update",): "pairs of updates",
+}
 #: edits that a share must be of
 _LEAST = 20
 
@@ -23,11 +28,24 @@ def _alarm(evidence: Evidence, threshold: float) -> Finding:
     state = rows["state"].to_numpy(np.float64)
     highest = float(np.nanmax(state))
     if highest < 1:
+        blind = [name for columns, name in _WATCH.items() if _empty(rows, columns)]
+        if len(blind) == len(_WATCH):
+            return unknown("quiet, but it saw neither gradients nor pairs of updates: this editor has none")
+        if blind:
+            return Finding(
+                "info", highest, hint=f"quiet, but it saw no {blind[0]}: some of its detectors had nothing to go by."
+            )
         return Finding("ok", highest)
     first = rows.iloc[int(np.argmax(state == highest))]
     behind = f" ({first['which']})" if "which" in rows and isinstance(first["which"], str) else ""
     hint = f"{_STATES[int(highest)]} since step {int(first['step'])}{behind}."
     return Finding("bad" if highest >= threshold else "info", highest, hint=hint)
+
+
+def _empty(rows: pd.DataFrame, columns: Sequence[str]) -> bool:
+    """Whether these are columns of the table, and none of them has a value."""
+    known = [column for column in columns if column in rows]
+    return bool(known) and not rows[known].notna().any(axis=None)
 
 
 def _efficacy(evidence: Evidence, threshold: float) -> Finding:
@@ -111,7 +129,7 @@ QUALITY_RULES: Sequence[Rule] = (
         _alarm,
         "See the detectors behind it; --stop-on-alarm ends such a run.",
         "Ville 1939; Shafer and Vovk 2019",
-        {"alarms": ("which",)},
+        {"alarms": ("which", "e_innovation", "cusum", "growth", "shrinkage", "e_update")},
     ),
     Rule(
         "efficacy",

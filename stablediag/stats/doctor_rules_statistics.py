@@ -139,7 +139,7 @@ def _startup(evidence: Evidence, threshold: float) -> Finding:
             "the run does not say how wide its modules are (info.model.modules): run it with `stablediag run`"
         )
     if unused:
-        return Finding("info", hint="no inverse of a covariance is in use: there is no nu - d - 1 to grow past.")
+        return unknown("this editor inverts no covariance: there is no nu - d - 1 to grow past")
     return unknown("no target step has statistics yet")
 
 
@@ -216,13 +216,13 @@ def _exact(value: float) -> Interval:
 DATA_RULES: Sequence[Rule] = (
     Rule(
         "data_conflicts",
-        "the stream teaches one answer per prompt",
-        "share of written edits that a later edit of the same prompt superseded",
+        "the stream teaches every prompt once",
+        "share of written edits whose prompt a later edit taught again, the same answer or another",
         0.01,
         {"quality": ("metric", "kind", "step", "n")},
         _conflicts,
-        "No editor can keep both: drop the earlier ones (data.duplicates, `stablediag data audit`), or judge by "
-        "efficacy_last_target.",
+        "No editor keeps two answers to one prompt, and the same one twice repeats its update: drop the earlier ones "
+        "(data.duplicates, `stablediag data audit`), or judge by efficacy_last_target.",
         f"{_STABLEEDIT}; MEMIT, arXiv:2210.07229",
     ),
     Rule(

@@ -20,6 +20,7 @@ from stablediag.stats.doctor_rules import (
     unknown,
     worst,
 )
+from stablediag.stats.drift import power_law
 from stablediag.stats.drift_tables import drift_table
 from stablediag.stats.intervals import Interval
 
@@ -28,6 +29,10 @@ _STABLEEDIT = "StableEdit, arXiv:2605.11836"
 _BEFORE, _AFTER = 8, 3
 #: robust standard errors that a jump must exceed: the largest of some thousand places stays below it
 _Z = 6.0
+#: steps from which a law is fitted to the error of the mean
+_FEWEST = 8
+#: squared error of a stale mean, in units of what noise alone leaves, that is worth a verdict
+_COSTS = 3.0
 
 
 def _switch(evidence: Evidence, threshold: float) -> Finding:
@@ -103,13 +108,17 @@ def _drift(evidence: Evidence, threshold: float) -> Finding:
     for row in drifts.to_dict("records"):
         module = str(row["module"])
         if not row["visible"]:
-            findings.append(Finding("ok", where=module, hint="no drift above the noise of the batches is seen."))
+            findings.append(_followed(evidence, module, threshold))
             continue
+        law = f"{row['kind']} drift, alpha {row['alpha']:.2g} from the {row['alpha_from']}"
         if not math.isfinite(row["margin"]):
+            # Probes alone do not tell how steps add up: p may be anything from 0 to 2.
+            alpha = Interval(row["alpha"] - 0.5, 0, math.nan, row["alpha_low"] - 1, row["alpha_high"])
+            findings.append(found(alpha, threshold, where=module, hint=f"{law}, its coherence unknown.", above=False))
             continue
         margin = Interval(row["margin"], 0, math.nan, row["margin_low"], row["margin_high"])
         judged = found(margin, threshold, where=module, above=False)
-        law = f"{row['kind']} drift, alpha {row['alpha']:.2g} from the {row['alpha_from']}, threshold {row['threshold']:.2g}"
+        law = f"{law}, threshold {row['threshold']:.2g}"
         hint = f"{law}."
         verdict = judged.verdict
         if math.isfinite(row["horizon"]):
@@ -121,6 +130,36 @@ def _drift(evidence: Evidence, threshold: float) -> Finding:
     if not findings:
         return unknown("too few probes or batches to fit a law of drift: make the run longer or record more often")
     return worst(findings, above=False)
+
+
+def _followed(evidence: Evidence, scope: str, threshold: float) -> Finding:
+    r"""Where batch means show no drift: does the mean's own error fall?
+
+    The squared error of a plain mean that follows a drift goes like :math:`t^{p - 2\alpha}`, so that minus half of its
+    exponent is the margin. A drift that is slow against the noise of a batch shows here long before it shows between batches.
+    """
+    unseen = Finding("ok", where=scope, hint="no drift above the noise of the batches is seen.")
+    part = dict(evidence.modules("tracking", "prior_error_null", "edits", target=False)).get(scope)
+    if part is None or "prior_error" not in part:
+        return unseen
+    n = part["edits"].to_numpy(np.float64)
+    before = np.cumsum(n) - n
+    error = part["prior_error"].to_numpy(np.float64)
+    usable = np.isfinite(error) & (before > 0)
+    if usable.sum() < _FEWEST:
+        return unseen
+    still = (part["prior_error_null"].to_numpy(np.float64) * n)[usable] / before[usable]
+    lag = error[usable] - still
+    late = slice(len(lag) // 2, None)
+    ratio = float(lag[late].mean() / still[late].mean())
+    law = power_law(part["step"].to_numpy(np.float64)[usable] + 1, lag)
+    shows = law is not None and law.visible
+    if not ratio > _COSTS or not (shows or mean_over_time(lag[late]).low > 0):
+        return unseen
+    hint = f"the mean misses {1 + ratio:.3g} times what it would if nothing moved"
+    if law is None or not shows:
+        return Finding("info", where=scope, hint=f"{hint}; no law of drift fits.")
+    return found(law.exponent, threshold, where=scope, hint=f"{hint}; margin from how its error falls.", above=False)
 
 
 class _Pooled:
@@ -200,7 +239,7 @@ STREAM_RULES: Sequence[Rule] = (
         "A plain mean falls behind: forget (see stats.retune.recommend for the gain), or make smaller steps. Shifts of the "
         "tracked mean itself decay even without any decay of the drift, and prove nothing.",
         f"{_STABLEEDIT}, Assumption 3.4 and Appendix B.6.3",
-        {"probes": ("mean_sq", "sigma_change")},
+        {"probes": ("mean_sq", "sigma_change"), "tracking": ("prior_error", "edits")},
     ),
     Rule(
         "bias_share",

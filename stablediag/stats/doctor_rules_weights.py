@@ -11,6 +11,7 @@ import pandas as pd
 from stablediag.errors import DataError
 from stablediag.stats.collapse import feedback
 from stablediag.stats.doctor_rules import (
+    GRAVITY,
     Evidence,
     Finding,
     Floats,
@@ -171,18 +172,25 @@ def _coherence(evidence: Evidence, threshold: float) -> Finding:
 
 
 def _adjacent(evidence: Evidence, threshold: float) -> Finding:
+    """By the distance from 0: updates that undo each other are as little orthogonal as those that repeat each other."""
     findings, longest = [], 0
     for module, part in evidence.modules("updates", "cosine"):
         longest = max(longest, len(part))
         if len(part) < 8:
             continue
         mean = mean_over_time(part["cosine"])
+        away = mean if mean.value >= 0 else Interval(-mean.value, mean.n, mean.se, -mean.high, -mean.low)
+        verdict = found(away, threshold).verdict
         hint = ""
         if "cosine_sd" in part and part["cosine_sd"].notna().any():
             sd = float(part["cosine_sd"].median()) / math.sqrt(len(part))
             hint = f"{mean.value / sd:.3g} standard deviations of the null law from 0." if sd > 0 else ""
-        findings.append(found(mean, threshold, where=module, hint=hint))
-    return worst(findings) if findings else too_few(longest, 8, "adjacent target steps")
+        if verdict == "bad":
+            hint = f"{hint} Neighbouring steps {'undo' if mean.value < 0 else 'repeat'} each other.".lstrip()
+        findings.append(Finding(verdict, mean.value, mean.low, mean.high, module, hint))
+    if not findings:
+        return too_few(longest, 8, "adjacent target steps")
+    return max(findings, key=lambda f: (GRAVITY[f.verdict], abs(f.value)))
 
 
 def _interference(evidence: Evidence, threshold: float) -> Finding:
@@ -190,7 +198,7 @@ def _interference(evidence: Evidence, threshold: float) -> Finding:
     for module, part in evidence.modules("interference", "past_sq", "own_sq"):
         longest = max(longest, len(part))
         own = _late(part["own_sq"])
-        if len(part) < 4 or not own.mean() > 0:
+        if len(part) < 4 or not 0 < own.mean() < math.inf:
             continue
         ratio = mean_over_time(_late(part["past_sq"]) / own.mean())
         hint = ""
@@ -294,11 +302,11 @@ INTERPLAY_RULES: Sequence[Rule] = (
     Rule(
         "adjacent_cosine",
         "consecutive updates are orthogonal (3.8(c))",
-        "mean cosine of consecutive updates of the stream",
+        "mean cosine of consecutive updates of the stream, either sign",
         0.1,
         {"updates": ("cosine",)},
         _adjacent,
-        "Neighbouring steps repeat each other: centre the value gradients, or mix the stream.",
+        "Centre the value gradients, or mix the stream; steps that undo each other are too long for the direction they share.",
         f"{_STABLEEDIT}, Theorem 3.8(c), Figures 4, 11 and 12",
         {"updates": ("cosine_sd",)},
     ),

@@ -38,6 +38,8 @@ Verdict = Literal["yes", "no", "unknown"]
 _BINS = 192
 #: fewest points of a power law
 _LEAST = 8
+#: slope of the variogram below which the law of the horizon has no meaning
+_LEAST_SLOPE = -0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +200,8 @@ class Coherence:
         Returns
         -------
         Interval
-            In steps; its standard error by the delta method on the logarithm.
+            In steps; its standard error by the delta method on the logarithm. The slope p enters as it was estimated, also
+            above 2: A was estimated with it, and goes with no other.
 
         Raises
         ------
@@ -207,7 +210,7 @@ class Coherence:
         """
         if not (math.isfinite(R) and R > 0):
             raise SpecError(f"R, the noise of one batch mean, must be positive and finite, not {R:g}")
-        p = min(max(self.slope.value, 0.0), 2.0)
+        p = max(self.slope.value, _LEAST_SLOPE)
         at_end = np.array([1.0, 0.0, math.log(self.last)])
         value = (math.log((p + 2) * R) - float(at_end @ self.fit.coef)) / (p + 1)
         gradient = -at_end / (p + 1)
@@ -246,6 +249,12 @@ def coherence(
     ------
     DataError
         Fewer than two lags or nine stretches of time, values that are not finite.
+
+    Notes
+    -----
+    Of 4,000 intervals at 95 % each, for records of 200 steps with lags up to 64, ballistic and diffusive drifts that do not
+    decay or decay slowly: the slope was held in 93.2 to 96.0 %, the exponent in 94.6 to 96.1, the margin in 94.5 to 96.3, the
+    step in 95.1 to 96.2, the horizon in 95.2 to 96.1 (each to within 0.9, Clopper and Pearson).
     """
     missing = [name for name in ("step", "lag", "value") if name not in variogram]
     if missing:
@@ -257,11 +266,15 @@ def coherence(
     binned = _binned(frame, bins)
     design = np.column_stack([np.ones(len(binned)), np.log(binned["lag"]), binned["log_mid"]])
     sd = s / np.sqrt(binned["count"].to_numpy(np.float64))
-    fit = log_linear(design, binned["value"].to_numpy(np.float64), noise=sd, place=binned["bin"].to_numpy())
+    last = int(frame["step"].max())
+    # Values of a lag have as many steps in common as it is long: no wave may be faster.
+    waves = int(2 * last / frame["lag"].max())
+    fit = log_linear(
+        design, binned["value"].to_numpy(np.float64), noise=sd, place=binned["bin"].to_numpy(), waves=waves
+    )
     if fit is None:
         return None
     slope = fit.contrast([0, 1, 0], level=level)
-    last = int(frame["step"].max())
     return Coherence(
         slope=slope,
         exponent=fit.contrast([0, 0, -0.5], level=level),

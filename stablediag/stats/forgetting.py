@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from stablediag.errors import DataError, SpecError
-from stablediag.stats.intervals import Interval, mean_interval
+from stablediag.stats.intervals import Interval, mean_interval, resampled_interval
 
 Floats = NDArray[np.float64]
 
@@ -259,13 +259,13 @@ class _Draw:
             drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)
             found.append(statistic(drawn[:, self.units].astype(np.float64)))
         values = np.concatenate(found) if found else np.empty(0)
-        values = values[~np.isnan(values)]
-        if len(values) < max(self.reps / 2, 2):
-            return Interval(float(value[0]), n, math.inf, -math.inf, math.inf)
-        centre = float(scale(value)[0])
-        half = float(stats.norm.ppf(0.5 + self.level / 2)) * float(scale(values).std(ddof=1))
-        low, high = scale.back(centre - half), scale.back(centre + half)
-        return Interval(float(value[0]), n, float(values.std(ddof=1)), low, high)
+
+        def limits(known: Floats) -> tuple[float, float]:
+            centre = float(scale(value)[0])
+            half = float(stats.norm.ppf(0.5 + self.level / 2)) * float(scale(known).std(ddof=1))
+            return scale.back(centre - half), scale.back(centre + half)
+
+        return resampled_interval(float(value[0]), n, values, limits, least=max(-(-self.reps // 2), 2))
 
     def ranked(self, x: Floats, gone: Floats, strata: NDArray[np.int64]) -> Interval:
         """Probability that of a lost and a kept edit of a stratum the lost one has the larger x."""

@@ -145,11 +145,40 @@ def bootstrap_interval(
         return Interval(value, 1, math.inf, -math.inf, math.inf)
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(given[rng.integers(0, n, n)]) for _ in range(reps)], np.float64)
-    drawn = drawn[~np.isnan(drawn)]
-    if len(drawn) < 2:
+    return resampled_interval(value, n, drawn, lambda known: np.quantile(known, [0.5 - level / 2, 0.5 + level / 2]))
+
+
+def resampled_interval(
+    value: float,
+    n: int,
+    drawn: np.ndarray,
+    limits: Callable[[np.ndarray], Sequence[float] | np.ndarray],
+    *,
+    least: int = 2,
+) -> Interval:
+    """A statistic of n records with limits from its resamples.
+
+    Parameters
+    ----------
+    value : float
+    n : int
+        Number of records.
+    drawn : ndarray, shape [r]
+        The statistic of each resample; NaN where it is undefined, which is left out.
+    limits : callable
+        From the others to the two limits.
+    least : int
+        Fewest resamples that say anything; with fewer the limits are infinite.
+
+    Returns
+    -------
+    Interval
+    """
+    known = drawn[~np.isnan(drawn)]
+    if len(known) < least:
         return Interval(value, n, math.inf, -math.inf, math.inf)
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, n, float(drawn.std(ddof=1)), float(low), float(high))
+    low, high = limits(known)
+    return Interval(value, n, float(known.std(ddof=1)), float(low), float(high))
 
 
 def _check(values: np.ndarray, level: float) -> None:

@@ -57,6 +57,8 @@ class LogLinear:
         The part s of the working variance.
     place : ndarray, int64, shape [n]
         Position in time of every row, 0, 1, ...; rows of one position may be correlated in any way.
+    waves : int or None
+        Most cosines that the variance of a sum is taken from.
     """
 
     coef: Floats
@@ -67,13 +69,14 @@ class LogLinear:
     relative: float
     noise: Floats
     place: NDArray[np.int64]
+    waves: int | None = None
 
     @property
     def visible(self) -> bool:
         """Whether the mean of ``y / spread`` is positive beyond its error (one-sided, 1 %)."""
         scaled = self.residuals + self.fitted / self.spread
         sums = np.bincount(self.place, scaled)
-        basis = _cosines(len(sums))
+        basis = _cosines(len(sums), self.waves)
         error = math.sqrt(float(np.square(basis @ (sums - sums.mean())).sum()))
         return float(sums.sum()) > float(stats.t.ppf(0.99, len(basis))) * error
 
@@ -101,8 +104,7 @@ class LogLinear:
         """
         c = _direction(direction, len(self.coef), level)
         value, se, dof = float(c @ self.coef), *self._error(c)
-        half = float(stats.t.ppf(0.5 + level / 2, dof)) * se
-        return Interval(value, len(self.fitted), se, value - half, value + half)
+        return _student(value, len(self.fitted), se, dof, level)
 
     def bootstrap(
         self, direction: ArrayLike, *, level: float = 0.95, reps: int = 400, seed: int = 0, block: int | None = None
@@ -150,7 +152,7 @@ class LogLinear:
         residuals[:, order] = (self.residuals - self.residuals.mean())[order][drawn]
         y = self.fitted + self.spread * residuals
         coefs, solved = _solve(self.design, y, self.noise, self.relative, np.tile(self.coef, (reps, 1)), rounds=40)
-        basis = _cosines(n)[:, self.place]
+        basis = _cosines(n, self.waves)[:, self.place]
         value = float(c @ self.coef)
         given = (self.fitted + self.spread * self.residuals)[None]
         se = float(_scores_error(self.design, given, self.noise, self.relative, self.coef[None], c, basis)[0])
@@ -167,7 +169,7 @@ class LogLinear:
         scaled = self.design * (self.fitted / self.spread)[:, None]
         inverse = np.linalg.inv(scaled.T @ scaled)
         g = scaled @ (inverse @ c)
-        basis = _cosines(int(self.place.max()) + 1)[:, self.place] * g
+        basis = _cosines(int(self.place.max()) + 1, self.waves)[:, self.place] * g
         left = basis - (basis @ scaled) @ inverse @ scaled.T
         gram = left @ left.T
         trace = float(np.trace(gram))
@@ -204,12 +206,17 @@ def time_mean(values: ArrayLike, *, level: float = 0.95) -> Interval:
         raise SpecError(f"level must lie between 0 and 1, not {level:g}")
     basis, value = _cosines(len(y)), float(y.mean())
     se = float(np.linalg.norm(basis @ (y - value))) / len(y)
-    half = float(stats.t.ppf(0.5 + level / 2, len(basis))) * se
-    return Interval(value, len(y), se, value - half, value + half)
+    return _student(value, len(y), se, len(basis), level)
 
 
 def log_linear(
-    design: ArrayLike, y: ArrayLike, *, noise: ArrayLike = 0.0, relative: float = 1.0, place: ArrayLike | None = None
+    design: ArrayLike,
+    y: ArrayLike,
+    *,
+    noise: ArrayLike = 0.0,
+    relative: float = 1.0,
+    place: ArrayLike | None = None,
+    waves: int | None = None,
 ) -> LogLinear | None:
     """Fit a log-linear mean.
 
@@ -225,6 +232,8 @@ def log_linear(
         Factor phi of the squared mean in the working variance; with 0, `noise` must be positive.
     place : array-like of int, shape [n], optional
         Position in time of every row; the row's number by default.
+    waves : int, optional
+        Most cosines that the variance of a sum is taken from: few where values are correlated over much of the record.
 
     Returns
     -------
@@ -267,7 +276,7 @@ def log_linear(
     theta[0] += math.log(unit)
     fitted = np.exp(x @ theta)
     spread = np.sqrt(relative * fitted**2 + s**2)
-    return LogLinear(theta, x, fitted, spread, (values - fitted) / spread, relative, s, where.astype(np.int64))
+    return LogLinear(theta, x, fitted, spread, (values - fitted) / spread, relative, s, where.astype(np.int64), waves)
 
 
 def _solve(
@@ -276,16 +285,12 @@ def _solve(
     """Fisher scoring of all rows of y [r, n] at once: coefficients [r, p], and whether each is a solution."""
     p = x.shape[1]
     theta, ridge = start.copy(), 1e-12 * np.eye(p)
-    outer = (x[:, :, None] * x[:, None, :]).reshape(-1, p * p)
+    outer = _outer(x)
     moved = np.full(len(y), np.inf)
     for _ in range(rounds):
-        m = np.exp(np.clip(theta @ x.T, -_RANGE * 5, _RANGE * 5))
-        v = relative * m**2 + s**2
-        weight = m**2 / v
-        score = (m * (y - m) / v) @ x
-        information = (weight @ outer).reshape(-1, p, p)
+        pull, information = _terms(x, outer, y, s, relative, theta)
         scale = np.trace(information, axis1=1, axis2=2)[:, None, None]
-        step = np.linalg.solve(information + scale * ridge + 1e-300 * np.eye(p), score[..., None])[..., 0]
+        step = np.linalg.solve(information + scale * ridge + 1e-300 * np.eye(p), (pull @ x)[..., None])[..., 0]
         moved = np.abs(step @ x.T).max(axis=1)
         theta = theta + step / np.maximum(moved / _STRIDE, 1.0)[:, None]
         if moved.max() < _SOLVED:
@@ -308,18 +313,35 @@ def _smooth_start(x: Floats, y: Floats, place: NDArray[np.int64]) -> Floats:
 
 def _scores_error(x: Floats, y: Floats, s: Floats, relative: float, theta: Floats, c: Floats, basis: Floats) -> Floats:
     """Standard errors [r] of the combination c by the cosine estimator, without corrections for the sample's size."""
-    m = np.exp(np.clip(theta @ x.T, -_RANGE * 5, _RANGE * 5))
-    v = relative * m**2 + s**2
-    p = x.shape[1]
-    information = ((m**2 / v) @ (x[:, :, None] * x[:, None, :]).reshape(-1, p * p)).reshape(-1, p, p)
+    pull, information = _terms(x, _outer(x), y, s, relative, theta)
     g = np.linalg.solve(information, np.broadcast_to(c, theta.shape)[..., None])[..., 0] @ x.T
-    found: Floats = np.sqrt(np.square((g * m * (y - m) / v) @ basis.T).sum(axis=1))
+    found: Floats = np.sqrt(np.square((g * pull) @ basis.T).sum(axis=1))
     return found
 
 
-def _cosines(n: int) -> Floats:
-    """Rows that turn scores [n] into roots of the variance of their sum: [b, n], b = max(4, 0.4 n^(2/3))."""
-    count = max(4, int(0.4 * n ** (2 / 3)))
+def _outer(x: Floats) -> Floats:
+    """Outer product of every row with itself, [n, p * p]."""
+    found: Floats = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
+    return found
+
+
+def _terms(x: Floats, outer: Floats, y: Floats, s: Floats, relative: float, theta: Floats) -> tuple[Floats, Floats]:
+    """What every value adds to the score, [r, n], before it is multiplied with its row; information [r, p, p]."""
+    m = np.exp(np.clip(theta @ x.T, -_RANGE * 5, _RANGE * 5))
+    v = relative * m**2 + s**2
+    p = x.shape[1]
+    return m * (y - m) / v, ((m**2 / v) @ outer).reshape(-1, p, p)
+
+
+def _student(value: float, n: int, se: float, dof: float, level: float) -> Interval:
+    """Student's interval."""
+    half = float(stats.t.ppf(0.5 + level / 2, dof)) * se
+    return Interval(value, n, se, value - half, value + half)
+
+
+def _cosines(n: int, most: int | None = None) -> Floats:
+    """Rows that turn scores [n] into roots of the variance of their sum: [b, n], b = 0.4 n^(2/3) or `most`, at least 4."""
+    count = max(4, min(int(0.4 * n ** (2 / 3)), n if most is None else most))
     waves = np.cos(np.pi * np.arange(1, count + 1)[:, None] * (np.arange(n) + 0.5) / n)
     found: Floats = math.sqrt(2 / count) * waves
     return found

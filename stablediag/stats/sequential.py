@@ -29,7 +29,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
-from scipy import stats as distributions
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +96,7 @@ class SignBet:
     def log_e(self) -> Floats:
         """Logarithm of the wealth, shape [...]: what has been staked, its gains, and what has not been."""
         kept = np.log(PATIENCE / (PATIENCE + self.count))
-        started = special.logsumexp(self.log_started, axis=-1) - np.log(len(STAKES))
+        started = np.logaddexp.reduce(self.log_started, axis=-1) - np.log(len(STAKES))
         return np.asarray(np.logaddexp(started, kept), np.float64)
 
 
@@ -280,4 +279,4 @@ class Recursive:
 
 def _normal(student: Floats, df: Floats) -> Floats:
     """Normal score of Student's t; the tail beyond the value is the one that keeps its digits."""
-    return np.asarray(-np.sign(student) * special.ndtri(distributions.t.sf(np.abs(student), df)), np.float64)
+    return np.asarray(-np.sign(student) * special.ndtri(special.stdtr(df, -np.abs(student))), np.float64)

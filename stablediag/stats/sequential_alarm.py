@@ -33,7 +33,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from stablediag.stats.sequential import Floats, Recursive, SignBet, cusum_limit, cusum_step
 
@@ -198,5 +197,5 @@ def decide(values: Mapping[str, ArrayLike], *, alarm: Mapping[str, float], warni
 
 
 def _mean_wealth(bettors: Sequence[SignBet]) -> Floats:
-    total = special.logsumexp([bettor.log_e for bettor in bettors], axis=0)
+    total = np.logaddexp.reduce([bettor.log_e for bettor in bettors], axis=0)
     return np.asarray(total - np.log(len(bettors)), np.float64)

@@ -215,7 +215,7 @@ def drift(run):
 
 def stale_mean(run):
     t = run.tables["tracking"]
-    t["prior_error"] += 1.5 * t["step"]
+    t["prior_error"] += 200 / (t["step"] + 1)
 
 
 def growing_updates(run):
@@ -408,6 +408,78 @@ def test_the_switch_is_found_at_its_step():
     run = healthy()
     switch(run)
     assert "at step 35" in diagnose(run).set_index("rule").loc["distribution_switch", "hint"]
+
+
+def behind(run, error):
+    """No drift shows between batches, and the tracked mean misses by an error of its own."""
+    t = run.tables["tracking"]
+    t["prior_error"] += error(t["step"] + 1) / t["step"].clip(lower=1)
+
+
+def test_a_drift_that_only_the_mean_shows_is_judged_by_how_the_error_falls():
+    run = healthy()
+    behind(run, lambda t: 0.02 * t**3)
+    row = diagnose(run).set_index("rule").loc["drift_decay"]
+    assert row["verdict"] == "bad"
+    # The error grows like t: the margin is minus one.
+    assert row["interval"][0] < -1 < row["interval"][1] < 0
+    assert "the mean misses" in row["hint"]
+    run = healthy()
+    behind(run, lambda t: 400 / t)
+    row = diagnose(run).set_index("rule").loc["drift_decay"]
+    assert row["verdict"] == "ok"
+    assert row["interval"][0] < 1 < row["interval"][1]
+    run = healthy()
+    behind(run, lambda t: t * (1 + 0.9 * np.sin(t / 6)))
+    assert verdicts(run)["drift_decay"] == "info"
+
+
+@pytest.mark.parametrize("steps", [60, 1000])
+def test_the_noise_of_long_runs_is_no_drift(steps):
+    said = [verdicts(healthy(seed, steps=steps, modules=("a",)))["drift_decay"] for seed in range(4)]
+    assert said == ["ok"] * 4
+
+
+def test_probes_alone_leave_the_coherence_open():
+    run = healthy()
+    t = np.arange(4, 60.0)
+    for exponent, verdict in ((-0.5, "bad"), (0.5, "info"), (1.5, "ok")):
+        values = t ** (-2 * exponent) * np.exp(np.random.default_rng(0).normal(size=len(t)) * 0.1)
+        run.tables["probes"] = pd.DataFrame({"step": t, "module": "a", "mean_sq": values, "sigma_change": np.nan})
+        row = diagnose(run).set_index("rule").loc["drift_decay"]
+        assert row["verdict"] == verdict
+        assert exponent == 1.5 or "coherence unknown" in row["hint"]
+
+
+def test_updates_that_undo_each_other_are_as_little_orthogonal():
+    run = healthy()
+    run.tables["updates"]["cosine"] -= 0.3
+    row = diagnose(run).set_index("rule").loc["adjacent_cosine"]
+    assert row["verdict"] == "bad"
+    assert row["interval"][0] < row["value"] < row["interval"][1] < -0.1
+    assert "undo each other" in row["hint"]
+
+
+def test_an_editor_without_an_inverse_has_no_start_up():
+    run = healthy()
+    run.tables["tracking"]["whitening_active"] = 0
+    row = diagnose(run).set_index("rule").loc["startup"]
+    assert row["verdict"] == "unknown"
+    assert "inverts no covariance" in row["hint"]
+
+
+def test_a_quiet_alarm_that_saw_little_is_not_ok():
+    watched = {"e_innovation": 1.0, "cusum": 0.0, "growth": 0.0, "shrinkage": 0.0, "e_update": 1.0}
+    gradients = [name for name in watched if name != "e_update"]
+    cases = (([], "ok", ""), (gradients, "info", "no gradients"), (["e_update"], "info", "no pairs of updates"))
+    for blind, verdict, said in (*cases, ([*watched], "unknown", "neither gradients")):
+        run = healthy()
+        run.tables["alarms"] = run.tables["alarms"].assign(**watched | dict.fromkeys(blind, np.nan))
+        row = diagnose(run).set_index("rule").loc["early_warning"]
+        assert row["verdict"] == verdict
+        assert said in row["hint"]
+        run.tables["alarms"]["state"] = 2
+        assert verdicts(run)["early_warning"] == "bad"
 
 
 def test_a_drift_that_costs_nothing_yet_is_no_more_than_info():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -166,6 +167,30 @@ def test_coherence_threshold_and_horizon_are_recovered(kind, size, alpha, p, lab
     assert (hits >= 12).all()
     assert labels >= 15
     assert tracked.count("no") >= 15
+
+
+def test_the_horizon_goes_with_the_slope_as_it_was_estimated():
+    """The planted violation: with the slope cut at 2, what was estimated with a larger one is no longer its level."""
+    truth, hits, cut = float(exact_horizon(0.3 * 200**-0.4, NOISE, "fixed")), 0, 0
+    for seed in range(120):
+        found = coherence(simulated("ballistic", 200, 0.3, 0.4, seed), noise=variogram_noise(NOISE, D))
+        t_star = found.horizon(NOISE)
+        hits += t_star.low <= truth <= t_star.high
+        wrong = replace(found, slope=replace(found.slope, value=min(found.slope.value, 2.0))).horizon(NOISE)
+        cut += wrong.low <= truth <= wrong.high
+    # At 95 % coverage, fewer than 105 of 120 have a probability of 1e-3; 4,000 with the slope cut covered in 80 %.
+    assert hits >= 105
+    assert cut < 105
+
+
+def test_no_wave_is_faster_than_the_longest_lag():
+    """Values of lag k have k steps in common: with 0.4 n^(2/3) waves the slope of a short record was held in 91 % of 4,000."""
+    short, long = (coherence(simulated("diffusive", n, 0.6, 0, 3), noise=variogram_noise(NOISE, D)) for n in (200, 900))
+    assert short.fit.waves == 6
+    assert long.fit.waves == 28
+    free = replace(short.fit, waves=None)
+    assert free.contrast([0, 1, 0]).se != short.slope.se
+    assert replace(long.fit, waves=None).contrast([0, 1, 0]) == long.slope
 
 
 def test_a_mean_that_comes_back_is_stationary_and_none_is_invisible():
