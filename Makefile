@@ -15,6 +15,7 @@ help:
 	@echo "make figures-quick  the same at a small scale"
 	@echo "make figure-NAME    one figure, such as figure-4; make theory-NAME, make table-NAME: such as theory-mean, table-3"
 	@echo "make table-editors  every editor on one stream, in numbers; make figure-editors: as curves, from the same runs"
+	@echo "make diagnosis-NAME does the evidence survive its controls: factorial, frontier, transfer, noise, tracking, ..."
 	@echo "make bounds         the theorems against exact oracles, one table (bounds-quick: under 90 seconds)"
 	@echo "make test           everything set up, all tests"
 	@echo "make test-gpu       the tests that need a CUDA device"
@@ -56,6 +57,9 @@ figure-%: $(READY)
 
 table-%: $(READY)
 	$(BIN)/python -m figures.build table-$*
+
+diagnosis-%: $(READY)
+	$(BIN)/python -m figures.build diagnosis-$*
 
 theory-%: $(READY)
 	$(BIN)/python -m figures.build theory-$*

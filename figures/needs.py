@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from stablediag.editors.base import resolve_params
 from stablediag.errors import SpecError
@@ -70,10 +71,12 @@ class Need:
         return self.digest[:16]
 
     @property
-    def matches(self) -> str | None:
-        """Directory name of the run whose norms this one takes, if any."""
-        match = self.spec.editor.params.get("match")
-        return None if match is None else str(match["run"])
+    def after(self) -> tuple[str, ...]:
+        """Directory names of the runs that this one takes norms, weights or statistics from."""
+        match, init = self.spec.editor.params.get("match"), self.spec.init
+        named = [] if match is None else [str(match["run"])]
+        named += [] if init is None else [one for one in (init.weights_from, init.stats_from) if one is not None]
+        return tuple(dict.fromkeys(one.partition("@")[0] for one in named))
 
     @property
     def label(self) -> str:
@@ -115,25 +118,40 @@ def resolve(arm: str, setting: str, seed: int, scale: Scale) -> Need:
         return scale.cache[key]
     if setting not in scale.settings:
         raise SpecError(f"no setting {setting!r} at scale {scale.name}: use one of {', '.join(scale.settings)}")
-    changes = [*scale.settings[setting], *scale.common, f"data.seed={seed}"]
-    file = SPECS / f"{arm}.yaml"
-    if load(file, [f"data.seed={seed}"]).warmup.size == 0:
-        changes = [change for change in changes if not change.startswith("warmup.")]
-    spec = load(file, changes)
-    params = dict(spec.editor.params)
-    match = params.get("match")
-    if isinstance(match, Mapping) and str(match.get("run", "")).startswith("@"):
-        reference = resolve(str(match["run"])[1:], setting, seed, scale)
-        params["match"] = {**match, "run": reference.directory}
-    full = resolve_params(spec.editor.name, spec.editor.preset, params).model_dump()
-    name = f"{arm}-{setting.replace(':', '-')}-seed{seed}"
-    need = Need(arm, setting, seed, spec.with_editor_params(full).model_copy(update={"name": name}))
+    spec = loaded(arm, (*scale.settings[setting], *scale.common), seed)
+    spec = written_out(spec, lambda name: resolve(name, setting, seed, scale).directory)
+    need = Need(arm, setting, seed, spec.model_copy(update={"name": f"{arm}-{setting.replace(':', '-')}-seed{seed}"}))
     scale.cache[key] = need
     return need
 
 
+def loaded(arm: str, changes: Sequence[str], seed: int) -> Spec:
+    """An arm's file with overrides; those of the warm-up are left out where the arm has none."""
+    file = SPECS / f"{arm}.yaml"
+    if load(file, [f"data.seed={seed}"]).warmup.size == 0:
+        changes = [change for change in changes if not change.startswith("warmup.")]
+    return load(file, [*changes, f"data.seed={seed}"])
+
+
+def written_out(spec: Spec, directory: Callable[[str], str]) -> Spec:
+    """The spec with the editor's parameters in full, and with directories for the runs that it names as ``@name``."""
+
+    def found(named: Any) -> Any:
+        return directory(named[1:]) if isinstance(named, str) and named.startswith("@") else named
+
+    params = dict(spec.editor.params)
+    match = params.get("match")
+    if isinstance(match, Mapping):
+        params["match"] = {**match, "run": found(match.get("run", ""))}
+    full = resolve_params(spec.editor.name, spec.editor.preset, params).model_dump()
+    init = spec.init
+    if init is not None:
+        init = init.model_copy(update={key: found(value) for key, value in init.model_dump().items()})
+    return spec.with_editor_params(full).model_copy(update={"init": init})
+
+
 def with_matched(needs: Sequence[Need], scale: Scale) -> list[Need]:
-    """The needs and, transitively, the runs whose norms they match; each once."""
+    """The needs and, transitively, the runs that they take something from; each once."""
     known = {need.directory: need for need in scale.cache.values()}
     found: dict[str, Need] = {}
     queue = list(needs)
@@ -142,6 +160,5 @@ def with_matched(needs: Sequence[Need], scale: Scale) -> list[Need]:
         if need.directory in found:
             continue
         found[need.directory] = need
-        if need.matches is not None and need.matches in known:
-            queue.append(known[need.matches])
+        queue += [known[directory] for directory in need.after if directory in known]
     return list(found.values())

@@ -128,7 +128,7 @@ def fingerprint(need: Need, root: Path) -> str:
 
 
 def make(needs: Sequence[Need], root: Path, *, jobs: int, report: Callable[[str], None] = print) -> dict[str, Outcome]:
-    """Make or finish runs, those first that others match, the longest first among equals.
+    """Make or finish runs, those first that others build on, the longest first among equals.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def make(needs: Sequence[Need], root: Path, *, jobs: int, report: Callable[[str]
     Returns
     -------
     dict of str to Outcome
-        By directory name. A run that fails fails alone, and those that match it after it. A run whose inputs cannot be
+        By directory name. A run that fails fails alone, and those that build on it after it. A run whose inputs cannot be
         made fails with their error.
     """
     done: dict[str, Outcome] = {}
@@ -160,10 +160,10 @@ def make(needs: Sequence[Need], root: Path, *, jobs: int, report: Callable[[str]
 
 
 def _levels(needs: Sequence[Need]) -> Iterator[list[Need]]:
-    """Runs that match none of the rest, then those that match these, and so on."""
+    """Runs that build on none of the rest, then those that build on these, and so on."""
     waiting = {need.directory: need for need in needs}
     while waiting:
-        ready = [need for need in waiting.values() if need.matches not in waiting]
+        ready = [need for need in waiting.values() if not any(directory in waiting for directory in need.after)]
         for need in ready:
             del waiting[need.directory]
         yield sorted(ready, key=_edits, reverse=True)

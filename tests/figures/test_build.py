@@ -120,9 +120,9 @@ def test_an_unfinished_run_is_seen_as_such(scale: Scale, tmp_path: Path) -> None
 
 def test_a_matched_run_is_made_after_its_reference(scale: Scale) -> None:
     matched, plain = resolve("no_ln_first", "healthy", 0, scale), resolve("stableedit", "healthy", 0, scale)
-    assert matched.matches == plain.directory
+    assert matched.after == (plain.directory,)
     assert [[n.arm for n in level] for level in runs._levels([matched, plain])] == [["stableedit"], ["no_ln_first"]]
-    assert resolve("no_ln_first", "stress", 0, scale).matches != plain.directory
+    assert resolve("no_ln_first", "stress", 0, scale).after != (plain.directory,)
 
 
 def test_a_preset_is_part_of_the_digest_and_a_warm_up_is_not_forced_on_an_arm_without(scale: Scale) -> None:

@@ -57,9 +57,12 @@ OPPOSITE = {
     "stats_only_warmup": Plant(quality=HIGH),
 }
 DRIFT = ("figure-7", "figure-8", "figure-13", "figure-14")
-#: those of the editors have tests/figures/test_editors.py
+#: those of the editors and of diagnosis have tests of their own
+OWN_TESTS = ("table-editors", "figure-editors", "table-doctor")
 RUNS = tuple(
-    name for name in registry.FIGURES if not name.endswith("-editors") and not registry.simulated(registry.module(name))
+    name
+    for name in registry.FIGURES
+    if name not in OWN_TESTS and not name.startswith("diagnosis-") and not registry.simulated(registry.module(name))
 )
 OTHERS = tuple(name for name in RUNS if name not in DRIFT)
 MORE_THAN_NOISE = dict.fromkeys(("stableedit", "no_warmup"), Plant(extra_fall=50.0, extra_slope=-2.0))

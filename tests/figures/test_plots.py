@@ -67,3 +67,26 @@ def test_clouds_have_an_ellipse_each() -> None:
     ax = plots.clouds(pd.concat(parts), axes[0, 0], arm="ultraedit")
     assert len(ax.patches) == 2
     assert len(ax.collections) == 2
+
+
+def test_crosses_have_a_bar_for_every_finite_interval_and_grow_along_the_curve() -> None:
+    frame = pd.DataFrame(
+        {
+            "arm": "stableedit",
+            "x": [1.0, 2.0, 1.5],
+            "y": [1.0, 2.0, 3.0],
+            "x_low": [0.9, 1.9, np.nan],
+            "x_high": [1.1, 2.1, np.nan],
+            "y_low": [0.5, 1.5, 2.5],
+            "y_high": [1.5, 2.5, 3.5],
+        }
+    )
+    _, axes = plots.canvas(1, 1, height=2)
+    lines = plots.crosses(frame, axes[0, 0], x="x", y="y", sizes=(2, 5)).lines
+    curve, marked = lines[0], [line for line in lines if line.get_marker() == "o"]
+    # In the order of the rows: a curve may turn back.
+    assert list(curve.get_xdata()) == [1.0, 2.0, 1.5]
+    assert [line.get_markersize() for line in marked] == [2, 3.5, 5]
+    horizontal = [line for line in lines[1:] if len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1]
+    vertical = [line for line in lines[1:] if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1]
+    assert (len(horizontal), len(vertical)) == (2, 3)
