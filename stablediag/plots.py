@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse as EllipsePatch
 from matplotlib.patches import Patch
@@ -56,6 +57,15 @@ LOOKS: dict[str, Look] = {
     "ultraedit_no_ln": Look("ULTRAEDIT without LN, same rate", "#6B6B6B", "+", (0, (1, 2.5))),
     "no_ln_first": Look("no LN, norm matched at step 1", "#CC79A7", "*", (0, (5, 1, 1, 1))),
     "no_ln_every": Look("no LN, norm matched every step", "#009E73", "X", (0, (2, 1))),
+    "scalar": Look("centring and one scale", "#117733", "h", (0, (5, 1, 1, 1, 1, 1))),
+    "center": Look("centring only", "#AA4499", "p", (0, (2.5, 1))),
+    "shuffled": Look("shuffled statistics", "#882255", "<", (0, (3, 1, 1, 1))),
+    "frozen": Look("statistics frozen after the warm-up", "#2F8F83", ">", (0, (1.5, 1))),
+    "centred": Look("centred", "#0072B2", "d", "-"),
+    "not_centred": Look("not centred", "#D55E00", "8", (0, (2, 1.5))),
+    "fp32": Look("float32 weights", "#000000", "H", (0, (8, 1))),
+    "bf16_master": Look("bfloat16 weights, float32 master", "#0072B2", "2", (0, (4, 2))),
+    "bf16_place": Look("bfloat16 weights, in place", "#D55E00", "1", (0, (1.5, 1.5))),
     "stationary": Look("noise: final covariance, held constant", "#4D4D4D", "", (0, (3, 1.5))),
     "isotropic": Look("noise: identity (Marchenko-Pastur)", "#9A9A9A", "", (0, (1, 1))),
 }
@@ -151,6 +161,36 @@ def band_lines(
     return ax
 
 
+def crosses(
+    frame: pd.DataFrame, ax: Axes, *, x: str, y: str, by: str = "arm", sizes: tuple[float, float] = (3.6, 3.6)
+) -> Axes:
+    """One curve per arm through its points in the order of the rows, each point with its intervals as a cross.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns `by`, `x` and `y`; the intervals are ``<x>_low``, ``<x>_high``, ``<y>_low`` and ``<y>_high``, drawn where
+        they are there and finite.
+    sizes : pair of float
+        Marker size at the first and at the last point of a curve, in points: unequal ones show its direction.
+    """
+    for arm in ordered(frame[by].tolist()):
+        curve = frame[frame[by] == arm]
+        style_of = look(arm)
+        ax.plot(curve[x], curve[y], color=style_of.color, linestyle=style_of.line, linewidth=1.0, zorder=3)
+        for (_, point), size in zip(curve.iterrows(), np.linspace(*sizes, len(curve)), strict=True):
+            for name, bar in ((x, "h"), (y, "v")):
+                if {f"{name}_low", f"{name}_high"} <= set(point.index) and np.isfinite(point[f"{name}_low"]):
+                    ends = [point[f"{name}_low"], point[f"{name}_high"]]
+                    here = [point[y if bar == "h" else x]] * 2
+                    horizontal, vertical = (ends, here) if bar == "h" else (here, ends)
+                    ax.plot(horizontal, vertical, color=style_of.color, linewidth=0.7, zorder=2)
+            ax.plot(
+                [point[x]], [point[y]], color=style_of.color, marker=style_of.marker or "o", markersize=size, zorder=4
+            )
+    return ax
+
+
 def clouds(frame: pd.DataFrame, ax: Axes, *, arm: str, x: str = "x", y: str = "y", cloud: str = "cloud") -> Axes:
     """Planar clouds before (grey) and after (the arm's colour), each with its 95 % ellipse.
 
@@ -212,11 +252,13 @@ def area_handle(label: str) -> Patch:
     return Patch(facecolor="0.93", edgecolor="0.8", linewidth=0.5, label=label)
 
 
-def legend_below(figure: Figure, entries: Sequence[Any], *, columns: int = 4) -> Figure:
-    """One legend for the whole figure, under it and outside every axes, so that it can cover nothing."""
-    figure.legend(
+def legend_below(figure: Figure, entries: Sequence[Any], *, columns: int = 4, note: str = "") -> Figure:
+    """One legend for the whole figure, under it and outside every axes, so that it can cover nothing; a note heads it."""
+    legend = figure.legend(
         handles=list(entries), loc="outside lower center", ncols=min(columns, len(entries)), columnspacing=1.4
     )
+    if note:
+        legend.set_title(note, prop=FontProperties(size=6.5))
     return figure
 
 

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from stablediag.cli import checks, data, doctor, editors, evaluate, models, moments, runs, testbed, train
+from stablediag.cli import (
+    checks,
+    cite,
+    compare,
+    data,
+    doctor,
+    editors,
+    evaluate,
+    models,
+    moments,
+    report,
+    runs,
+    switches,
+    testbed,
+    train,
+)
 from stablediag.errors import StablediagError
 
 app = typer.Typer(
@@ -23,6 +38,11 @@ app.command()(runs.resume)
 app.command("ls")(runs.list_command)
 app.command()(runs.show)
 app.command()(doctor.doctor)
+app.command(cls=compare.Command)(compare.compare)
+app.command()(cite.cite)
+app.command()(switches.switches)
+app.command()(switches.controls)
+app.command()(report.report)
 app.command()(runs.export)
 app.command()(evaluate.evaluate)
 app.command("export-model")(models.export_model)

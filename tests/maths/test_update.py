@@ -99,6 +99,21 @@ def test_a_cancelling_low_rank_update_has_a_real_norm():
     assert float(concat([a, a.scaled(-1.0)]).norm()) <= 1e-7 * float(a.norm())
 
 
+@pytest.mark.parametrize(("mine", "other"), [(1.0, 1.0), (1e25, 1e25), (1e-25, 1e-25), (1e-30, 1e20)])
+def test_float32_matrices_are_compared_as_in_float64(mine, other):
+    """Also where products of entries leave the range of float32."""
+    a, b = (Dense((_random(700, 300, seed=seed) * s).float()) for seed, s in ((0, mine), (1, other)))
+    x, y = _matrix(a), _matrix(b)
+    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
+    assert float(a.norm()) == pytest.approx(np.linalg.norm(x), rel=1e-12)
+    assert float(a.inner(a)) == pytest.approx(dense_inner(x, x), rel=1e-12)
+    assert float(a.inner(b)) == pytest.approx(dense_inner(x, y), abs=1e-8 * scale)
+    turned = Dense(b.matrix.mT.contiguous().mT)
+    assert float(a.inner(turned)) == pytest.approx(dense_inner(x, y), abs=1e-8 * scale)
+    orthogonal = Dense(torch.cat([a.matrix[:350], -a.matrix[350:]]))
+    assert float(a.inner(orthogonal)) == pytest.approx(dense_inner(x, _matrix(orthogonal)), abs=1e-8 * scale)
+
+
 @pytest.mark.parametrize("block", [1, 40, 1 << 22])
 def test_row_blocks_do_not_matter(block, monkeypatch):
     a, dense = _low_rank(23, 3, 10), Dense(_random(23, 10, seed=3))
