@@ -245,8 +245,8 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
     when = events(frame)
     found = []
     for arm, claim in (
-        ("unmoved", "No alarm where nothing is written (level 5 %)"),
-        ("stable", "No alarm on stable runs"),
+        ("unmoved", "None of the runs alarms where nothing is written"),
+        ("stable", "None of the stable runs alarms"),
     ):
         if arm in set(when["arm"]):
             found.append(_silence(when[when["arm"] == arm], claim))
@@ -258,7 +258,7 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
 def _silence(mine: pd.DataFrame, claim: str) -> Verdict:
     alarms, n = int(mine["alarm"].notna().sum()), len(mine)
     low, high = stats.binomtest(alarms, n).proportion_ci(method="exact")
-    told = f"{alarms} of {n} runs alarm (rate {low:.2f} to {high:.2f}, Clopper-Pearson)"
+    told = f"{alarms} of {n} runs alarm (too few for a level: their rate is within {low:.2f} to {high:.2f}, Clopper-Pearson)"
     if alarms:
         told += f", after {mine['alarm'].min():g} to {mine['alarm'].max():g} edits, by {_by(mine)}"
     return Verdict(claim, "opposite" if low > LEVEL else "shown" if alarms == 0 else "not shown", told)
@@ -284,7 +284,7 @@ def _cause(when: pd.DataFrame, arm: str) -> list[Verdict]:
     lead = (fell["fall"] - fell["alarm"]).dropna()
     told = f"the score falls in {len(fell)} of {len(mine)} runs"
     if len(fell):
-        told += f", after {fell['fall'].min():g} to {fell['fall'].max():g} edits"
+        told += f", seen after {fell['fall'].min():g} to {fell['fall'].max():g} edits"
     if len(lead):
         told += f"; fall less alarm {compare.t_interval(lead)} edits where there are both"
     # An alarm before the cause is no warning of it.

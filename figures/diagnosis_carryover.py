@@ -218,7 +218,9 @@ def _differences(part: pd.DataFrame, ax: Axes, arms: Sequence[str], *, ratio: bo
 
 
 def _plane(mine: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> None:
-    means = mine.groupby(["arm", "rate", "metric"])["value"].mean().unstack("metric")
+    # A line joins means over the same facts.
+    rates = mine.groupby("seed")["rate"].transform("nunique")
+    means = mine[rates == rates.max()].groupby(["arm", "rate", "metric"])["value"].mean().unstack("metric")
     for arm in arms:
         points, one = means.xs(arm, level="arm"), ARMS[arm]
         ax.plot(points["efficacy"], points["specificity"], color=one.color, linestyle=one.line, linewidth=1.0)

@@ -192,7 +192,7 @@ def contrasts(metric: str, scalings: Sequence[str]) -> dict[str, tuple[str, dict
     found |= {f"scaling ({name})": ("mean over centred and not", scaling(name)) for name in asked}
     if metric != "retention":
         found["centring without scaling, more than with full scaling,"] = (
-            "difference of the effects",
+            "one effect against the other",
             interaction("full"),
         )
     return found

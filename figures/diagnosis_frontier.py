@@ -8,7 +8,7 @@ holds fewer edits in the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,15 @@ TITLE = "Efficacy against specificity over learning rates"
 REFERENCE = "stableedit"
 #: where every curve begins
 START = "unedited"
+#: the arm without LN, and those with less of LN than StableEdit that are compared with it
+UNSCALED, LESSER = "no_ln", ("no_whitening", "scalar", "center")
 METRICS = ("efficacy", "specificity", "locality_kl")
+
+
+#: arm and seed
+Key = tuple[str, int]
+#: efficacy and specificity along a curve, percent
+Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def area(efficacy: NDArray[np.float64], specificity: NDArray[np.float64]) -> flo
     return float(np.nan_to_num([attained(efficacy, specificity, level) for level in levels]).mean())
 
 
-def curves(frame: pd.DataFrame) -> dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def curves(frame: pd.DataFrame) -> dict[Key, Points]:
     """Efficacy and specificity by arm and seed, from the unedited model on in the order of the rates."""
     found = {}
     for (arm, seed), mine in frame[frame["arm"] != START].groupby(["arm", "seed"], sort=False):
@@ -194,27 +202,38 @@ def common_level(frame: pd.DataFrame, arms: Sequence[str]) -> float:
 
 
 def verdicts(frame: pd.DataFrame) -> list[Verdict]:
-    """StableEdit against each other editor: area under the frontier, and specificity at equal efficacy."""
-    along = curves(frame)
-    areas = pd.DataFrame([{"arm": arm, "seed": seed, "value": area(*curve)} for (arm, seed), curve in along.items()])
-    if REFERENCE not in set(areas["arm"]):
+    """Area under the frontier and specificity at equal efficacy: StableEdit against every other, LN against no LN."""
+    there = plots.ordered([str(arm) for arm in frame["arm"].unique() if arm != START])
+    if REFERENCE not in there:
         raise DataError("frontier: no run of stableedit: every other editor is compared with it")
-    found = []
-    for arm in plots.ordered([arm for arm, _ in along if arm != REFERENCE]):
-        label = _name(arm)
-        gap = compare.paired(areas, value="value", arm="arm", first=REFERENCE, second=arm)
-        means = areas.groupby("arm")["value"].mean()
-        name = (
-            f"mean specificity attained over all efficacies {means[REFERENCE]:.3g} against {means[arm]:.3g} %; points"
-        )
-        found.append(judge(f"StableEdit's frontier lies above that of: {label}", gap, name=name))
-        level = common_level(frame, (REFERENCE, arm))
-        rows = [
-            {"arm": one, "seed": seed, "value": attained(*curve, level)}
-            for (one, seed), curve in along.items()
-            if one in (REFERENCE, arm)
-        ]
-        equal = compare.paired(pd.DataFrame(rows), value="value", arm="arm", first=REFERENCE, second=arm)
-        name = f"specificity at {level:.0f} % efficacy, the most that both reach; points"
-        found.append(judge(f"more specific than at equal efficacy: {label}", equal, name=name))
-    return found
+    pairs = [(REFERENCE, arm) for arm in there if arm != REFERENCE]
+    pairs += [(arm, UNSCALED) for arm in LESSER if {arm, UNSCALED} <= set(there)]
+    along = curves(frame)
+    areas = {key: area(*curve) for key, curve in along.items()}
+    return [one for first, second in pairs for one in _against(first, second, frame, along, areas)]
+
+
+def _against(
+    first: str, second: str, frame: pd.DataFrame, along: Mapping[Key, Points], areas: Mapping[Key, float]
+) -> list[Verdict]:
+    """Two arms: areas, and specificity at the highest common level of efficacy."""
+    level = common_level(frame, (first, second))
+    rows = [
+        {"arm": arm, "seed": seed, "area": areas[arm, seed], "specificity": attained(*curve, level)}
+        for (arm, seed), curve in along.items()
+        if arm in (first, second)
+    ]
+    table = pd.DataFrame(rows)
+    means = table.groupby("arm")["area"].mean()
+    gaps = {
+        name: compare.paired(table, value=name, arm="arm", first=first, second=second)
+        for name in ("area", "specificity")
+    }
+    above = f"mean specificity attained over all efficacies {means[first]:.3g} against {means[second]:.3g} %; points"
+    equal = f"specificity at {level:.0f} % efficacy, the most that both reach; points"
+    return [
+        judge(f"the frontier of {_name(first)} lies above that of {_name(second)}", gaps["area"], name=above),
+        judge(
+            f"{_name(first)} is more specific than {_name(second)} at equal efficacy", gaps["specificity"], name=equal
+        ),
+    ]

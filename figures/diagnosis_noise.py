@@ -8,7 +8,8 @@ an edit stream. A pooled estimate of more rows does that by itself. Controls, fr
 * ``scaled``: the same, each step's covariance times the trace that the run measured at that step over its mean: only the
   size of the gradients moves, their directions do not;
 * ``frozen``: a real run of the same model and facts, drawn independently and with replacement, whose updates are computed
-  and not written: tokens, tails and dependence within an edit are real, and nothing moves.
+  and not written: tokens, tails and dependence within an edit are real, and nothing moves. The facts are a finite pool, so
+  that its condition number ends above that of as many different facts, and falls by a little less.
 
 Estimated are the final spectrum (shrunk, `stablediag.stats.spectra.shrunk_spectrum`), the trace of each step (unbiased,
 recorder `prequential`) and no more. Comparisons start at 2 d rows, where the estimate has an inverse worth the name.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -77,6 +79,13 @@ SERIES: dict[str, Look] = {
 }
 #: those that a fall has to exceed; identity covariance is not what the gradients have
 CONTROLS = ("frozen", "scaled", "stationary")
+#: what verdicts call the controls
+NAMES = {
+    "isotropic": "Marchenko-Pastur",
+    "stationary": "constant noise",
+    "scaled": "scaled noise",
+    "frozen": "frozen weights",
+}
 #: simulations behind each curve of noise
 REPEATS = 3
 KEYS = ["arm", "seed", "series", "target_step", "pooled", "nu", "d"]
@@ -314,7 +323,7 @@ def falls(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(frame: pd.DataFrame) -> list[Verdict]:
-    """Does anything of Figures 7, 13 and 14 remain beyond the strongest control?"""
+    """Does anything of Figures 7, 13 and 14 remain beyond every control, most of all the one that falls most on average?"""
     table = falls(frame)
     found = []
     for statistic, (_, _, what, figure) in STATISTICS.items():
@@ -322,29 +331,29 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
             wide = table[_is(table, statistic, arm)].pivot(index="seed", columns="series", values="fall")
             if wide.empty:
                 raise DataError(f"{title}: {what} has too few steps of 2 d rows or more: edit more facts")
-            strongest = wide[list(CONTROLS)].max(axis=1)
-            excess = compare.t_interval(wide["measured"] - strongest)
+            # One control for all seeds: the greatest of several noisy falls would beat a run that is one of them.
+            strongest = str(wide[list(CONTROLS)].mean().idxmax())
+            excesses = {series: compare.t_interval(wide["measured"] - wide[series]) for series in CONTROLS}
+            excess, beyond = excesses[strongest], all(one.low > 0 for one in excesses.values())
             if statistic == "condition":
                 falls_by = f"falls by a factor of {math.exp(wide['measured'].mean()):.3g}"
-                name, limit = "over the strongest control, a factor of", 1.0
+                name, limit = f"over the strongest control ({NAMES[strongest]}), a factor of", 1.0
                 excess = compare.Interval(math.exp(excess.mean), math.exp(excess.low), math.exp(excess.high), excess.n)
             else:
                 falls_by = f"log-log slope {-wide['measured'].mean():.3f}"
-                name, limit = "steeper than the strongest control by", 0.0
+                name, limit = f"steeper than the strongest control ({NAMES[strongest]}) by", 0.0
             claim = f"{figure}, {title}: {what} falls by more than every control does"
-            found.append(
-                judge(claim, excess, name=f"{falls_by}; explained: {_shares(wide)}; {name}", shown_above=limit)
-            )
+            one = judge(claim, excess, name=f"{falls_by}; explained: {_shares(wide)}; {name}", shown_above=limit)
+            found.append(replace(one, answer="not shown") if one.answer == "shown" and not beyond else one)
     return found
 
 
 def _shares(wide: pd.DataFrame) -> str:
     """Share of the fall that each control has, with intervals over seeds."""
     told = []
-    names = {"isotropic": "Marchenko-Pastur", "stationary": "constant noise", "scaled": "scaled noise"}
-    for series in ("isotropic", "stationary", "scaled", "frozen"):
+    for series, name in NAMES.items():
         if series in wide:
             share = compare.t_interval(100 * wide[series] / wide["measured"])
             limits = "" if math.isnan(share.low) else f" [{share.low:.0f}, {share.high:.0f}]"
-            told.append(f"{names.get(series, 'frozen weights')} {share.mean:.0f} %{limits}")
+            told.append(f"{name} {share.mean:.0f} %{limits}")
     return ", ".join(told)

@@ -229,16 +229,16 @@ def _handle(column: str, label: str) -> Line2D:
 def crossing(frame: pd.DataFrame, level: float) -> Interval:
     """Rate below which less than `level` of a step is kept in place, over seeds (geometric mean and t interval).
 
-    It lies on the line between two rates, over the logarithm of the rate; seeds that keep more at every rate are left out,
-    as are those that keep less at every rate.
+    It lies on the line between two rates, over the logarithm of the rate. Left out are seeds that keep more at every rate, or
+    less, or that cross the level between rates more than a factor 10 apart.
     """
     found = []
     for _, run in frame[frame["precision"] == PLACE].groupby("seed"):
         curve = run.sort_values("rate")
         rates, kept = np.log(curve["rate"].to_numpy()), curve["kept"].to_numpy()
         below = np.flatnonzero(kept < level)
-        if len(below) and below[-1] + 1 < len(kept):
-            i = below[-1]
+        i = int(below[-1]) if len(below) else len(kept)
+        if i + 1 < len(kept) and rates[i + 1] - rates[i] < math.log(10.5):
             found.append(float(np.interp(level, kept[i : i + 2], rates[i : i + 2])))
     logs = compare.t_interval(found)
     return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.n)
@@ -330,11 +330,11 @@ def _follows(frame: pd.DataFrame) -> Verdict:
     means = there.groupby(["precision", "seed"])["score"].mean().reset_index()
     gap = compare.paired(means, value="score", arm="precision", first=SINGLE, second=PLACE)
     level, before = means.loc[means["precision"] == SINGLE, "score"].mean(), there["unedited"].mean()
-    name = (
-        f"rates {', '.join(f'{rate:g}' for rate in lossy)}: float32 scores {level:.1f} there, the unedited model "
-        f"{before:.1f}; points lost"
-    )
-    return judge(claim, gap, name=name, shown_above=POINTS)
+    rates = f"rates {', '.join(f'{rate:g}' for rate in lossy)}"
+    told = f"{rates}: float32 scores {level:.1f} there, the unedited model {before:.1f}"
+    if level - before < POINTS:
+        return Verdict(claim, "not shown", f"{told}: nothing to lose")
+    return judge(claim, gap, name=f"{told}; points lost", shown_above=POINTS)
 
 
 def _costs(frame: pd.DataFrame, rate: float) -> Verdict:

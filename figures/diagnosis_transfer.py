@@ -77,7 +77,7 @@ RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     },
 }
 _QUICK: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "stableedit": {TUNED: (1.3e-2,), "released": (1.3e-2,)},
+    "stableedit": {TUNED: (1.3e-2,), "released": (1.3e-2, 2.2e-2)},
     "no_ln": {TUNED: (2.0,), "released": (2.0, 32.0)},
 }
 
@@ -149,7 +149,7 @@ def losses(frame: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        There are fewer than two seeds, or the tuned rate lies outside a setting's ladder.
+        There are fewer than two seeds or rates, or the tuned rate lies outside a setting's ladder.
     """
     seeds = sorted(set(frame["seed"]))
     if len(seeds) < 2:
@@ -175,9 +175,12 @@ def _elsewhere(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _score(cell: pd.DataFrame, rate: float) -> float:
     curve = cell.sort_values("rate")
-    rates = curve["rate"].to_numpy()
+    rates, method, condition = curve["rate"].to_numpy(), curve["method"].iloc[0], curve["condition"].iloc[0]
+    if len(rates) < 2:
+        raise DataError(
+            f"transfer: {method} at setting {condition} has one rate, which can lose nothing: make runs of two"
+        )
     if not rates[0] <= rate <= rates[-1]:
-        method, condition = curve["method"].iloc[0], curve["condition"].iloc[0]
         raise DataError(
             f"transfer: {method} at setting {condition} was run at rates {rates[0]:g} to {rates[-1]:g}, and {rate:g} was "
             "tuned: extend the ladder"
@@ -273,7 +276,7 @@ def _over_all(table: pd.DataFrame, method: str, where: str = "") -> Verdict:
     gap = compare.paired(means, value="loss", arm="method", first=WITHOUT, second=method)
     levels = {name: means.loc[means["method"] == name, "loss"].mean() for name in (method, WITHOUT)}
     name = (
-        f"mean over {len(shared)} settings of the points lost: {levels[method]:.1f} with, {levels[WITHOUT]:.1f} without; "
+        f"mean over settings ({len(shared)}) of the points lost: {levels[method]:.1f} with, {levels[WITHOUT]:.1f} without; "
         "difference"
     )
     return judge(claim, gap, name=name)

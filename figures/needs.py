@@ -141,8 +141,8 @@ def written_out(spec: Spec, directory: Callable[[str], str]) -> Spec:
 
     params = dict(spec.editor.params)
     match = params.get("match")
-    if isinstance(match, Mapping):
-        params["match"] = {**match, "run": found(match.get("run", ""))}
+    if isinstance(match, Mapping) and "run" in match:
+        params["match"] = {**match, "run": found(match["run"])}
     full = resolve_params(spec.editor.name, spec.editor.preset, params).model_dump()
     init = spec.init
     if init is not None:

@@ -37,6 +37,8 @@ OUTCOMES: dict[str, tuple[str, float]] = {
 }
 #: rules of what may cause bad answers: all that stand before the early warning, which sums some of them up
 CAUSES = IDS[: IDS.index("early_warning")]
+#: rule that answers wherever the editor shows gradients
+GRADIENTS = "distribution_switch"
 #: rows of the quality tables that the comparison needs
 QUALITY = ("score", "immediate", "efficacy", "specificity", "capability")
 #: editors of the short table of the page docs/doctor.md
@@ -254,15 +256,15 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
 
 
 def _by_run(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: its verdicts by rule, its quality, what capability it lost, and whether the early warning was half blind."""
+    """One row a run: its verdicts by rule, its quality, what capability it lost, and whether the early warning saw no gradients."""
     keys = ["arm", "seed"]
     rules = frame[frame["metric"].str.startswith(RULE)].assign(metric=lambda f: f["metric"].str.removeprefix(RULE))
     said = rules.pivot(index=keys, columns="metric", values="verdict")
     ends = frame[frame["metric"].isin(QUALITY)].pivot(index=keys, columns="metric", values="value")
     ends = ends.rename(columns={"efficacy": "retained", "capability": "capability_end"})
-    warned = rules[rules["metric"] == "early_warning"].set_index(keys)["hint"]
-    blind = warned.fillna("").str.startswith("quiet, but")
     before = ends["capability_end"].xs(UNEDITED).reindex(said.index.get_level_values("seed")).to_numpy()
+    # Not by what the early warning says: that it was half blind it only says where it did not sound.
+    blind = said[GRADIENTS] == "unknown"
     return said.join(ends).assign(capability_lost=lambda f: before - f["capability_end"], blind=blind)
 
 

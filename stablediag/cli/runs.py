@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stablediag.cli.dry_run import dry_run_of, told_streams
 from stablediag.cli.output import AsJson, Quiet, RunPath, emit, progress, records, resumable, table, terminal
 from stablediag.cli.quality import side_by_side
 from stablediag.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
-    from stablediag.data.report import ReadReport
     from stablediag.spec import Spec
 
 StopOnAlarm = Annotated[
@@ -40,7 +40,11 @@ def run(
         "runs"
     ),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved spec, the modules and the cost; write nothing")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="print the resolved spec, the modules and the cost (also without the model's weights); write nothing",
+        ),
     ] = False,
     stop_on_alarm: StopOnAlarm = False,
     quiet: Quiet = False,
@@ -63,7 +67,7 @@ def run(
             if dry_run:
                 if number:
                     typer.echo("---")
-                _dry_run(one, path)
+                dry_run_of(one, path)
             elif path in finished:
                 typer.echo(f"{path}: complete already")
             else:
@@ -91,45 +95,10 @@ def _carry_out(spec: Spec, path: Path, quiet: bool, stop_on_alarm: bool) -> None
     from stablediag.engine.session import Session
 
     session = Session.create(spec, path, progress=progress(quiet), stop_on_alarm=stop_on_alarm)
-    for line in _streams(session.reports):
+    for line in told_streams(session.reports):
         typer.echo(line, err=True)
     done = session.run()
     typer.echo(f"{path}: {done.state}, {len(done.table('steps'))} steps, digest {done.info.digest[:8]}")
-
-
-def _streams(reports: Mapping[str, ReadReport]) -> Iterator[str]:
-    """What was read from files, a line a stream: the layout that was found, the field that is taught, what was left out."""
-    for name, report in reports.items():
-        for part in report.segments or (report,):
-            if part.layout not in (None, "own") or part.skipped:
-                told = f"; {part.told()}" if part.told() else ""
-                yield f"{name}: {part.edits} edits of {part.source}, layout {part.layout}, teaching {part.target}{told}"
-
-
-def _dry_run(spec: Spec, path: Path) -> None:
-    from stablediag.engine.estimate import estimate
-    from stablediag.engine.prepare import Prepared
-
-    prepared = Prepared(spec, run_dir=path)
-    editor: Any = prepared.editor
-    cost = estimate(
-        prepared.plan,
-        prepared.loaded,
-        scopes=len(getattr(editor, "scopes", editor.modules)),
-        covariance=getattr(editor, "keeps_covariance", True),
-        tokens=editor.needs.tokens if editor.needs is not None else "answer",
-    )
-    typer.echo(prepared.spec.resolved_yaml().rstrip())
-    typer.echo(f"# run directory: {path}\n# digest: {prepared.spec.digest()}")
-    for line in _streams(prepared.reports):
-        typer.echo(f"# {line}")
-    for module in prepared.loaded.modules.values():
-        typer.echo(f"# module: {module.name} ({module.layout}, d_in {module.d_in}, d_out {module.d_out})")
-    typer.echo(
-        f"# cost without evaluation: {cost.steps} steps, {cost.edits} edits, {cost.tokens} tokens, "
-        f"{cost.rows} rows a module, {cost.flops:.3g} FLOP, about {cost.seconds:.2g} s here, "
-        f"{cost.memory_bytes / 2**20:.2g} MiB beside the model"
-    )
 
 
 def resume(run_dir: RunPath, stop_on_alarm: StopOnAlarm = False, quiet: Quiet = False) -> None:

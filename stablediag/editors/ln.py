@@ -293,7 +293,8 @@ class LNEditor:
         Raises
         ------
         SpecError
-            Statistics of gradients of another loss, of other scopes or widths, or without what this editor needs.
+            Statistics of gradients of another loss, of other scopes or widths, with another prior inside their covariance, or
+            without what this editor needs.
         """
         own = LNParams.model_validate(params)
         for name in ("loss", "minibatch", "tokens"):
@@ -301,6 +302,9 @@ class LNEditor:
                 raise SpecError(
                     f"its statistics are of gradients with {name} {there}, this run's have {here}: take the same"
                 )
+        # The scatter holds its prior from the first step on: this editor could not put its own in its place.
+        if self.keeps_covariance and (there := _prior(own)) != (here := _prior(self.params)):
+            raise SpecError(f"its covariance began with the prior {there}, this run's is {here}: take the same")
         taken: dict[str, Tensor] = {}
         for key, mine in _stored(self._stats).items():
             found = tensors.get(key)
@@ -325,6 +329,10 @@ _ADVICE = {
     "grads": "use the same model.modules and editor.params.stats_scope",
     "niw": "give that run editor.params.track_covariance true, or use normaliser diagonal here",
 }
+
+
+def _prior(params: LNParams) -> str:
+    return "none" if params.prior_kind == "none" else f"{params.prior:g} {params.prior_kind}"
 
 
 def _stored(stats: Mapping[str, Stats]) -> dict[str, Tensor]:

@@ -114,8 +114,9 @@ class LNParams(BaseModel):
     statistics : str
         What normalises gradients and keys: the ``running`` statistics; those ``frozen`` behind the last warm-up step, from the
         target step after it on; or running ones ``shuffled`` over the features, by one permutation per scope for gradients and
-        one for keys: the right scales in the wrong places (controls). Recorders see the running ones. Both change the length
-        of the updates, shuffling under full whitening by orders of magnitude: match norms (`match`) before comparing quality.
+        one for keys: the right scales in the wrong places (controls). Recorders see the running ones, except `conditioning`:
+        its spectrum is the one that normalises, with its count ``nu``. Both change the length of the updates, shuffling under
+        full whitening by orders of magnitude: match norms (`match`) before comparing quality.
     statistics_seed : int
         Of the permutations.
     target_apply : bool

@@ -13,6 +13,7 @@ from stablediag.data.load import dataset_info, load_stream
 from stablediag.data.source import expand_source
 from stablediag.data.stream import EditStream
 from stablediag.editors.base import editor_class, resolve_params
+from stablediag.editors.ln_params import LNParams
 from stablediag.engine.context import fitting
 from stablediag.engine.plan import Plan, plan_steps
 from stablediag.engine.provenance import collect
@@ -190,7 +191,7 @@ def _freezes(params: Any) -> bool:
     wrapped = getattr(params, "editor", None)
     if isinstance(wrapped, EditorSpec):
         params = resolve_params(wrapped.name, wrapped.preset, wrapped.params)
-    return getattr(params, "statistics", None) == "frozen"
+    return isinstance(params, LNParams) and params.statistics == "frozen"
 
 
 def reference_norms(run: str, run_dir: Path) -> tuple[dict[tuple[int, str], float], dict[str, Any]]:

@@ -41,7 +41,8 @@ class Conditioning(BaseRecorder):
     gradients as the whitener's own covariance has them (not of those under ``frozen`` or ``shuffled`` statistics).
 
     All but the first two are null until ``nu > d + 1``, and where no covariance is kept. The eigenvalues are those of
-    the editor's whitener; where it has none, the statistic's own are computed.
+    the editor's whitener, hence of older statistics where these normalise (under ``frozen`` ones they stay as they are);
+    where it has none, the statistic's own are computed.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ METRICS = {
     "efficacy": "Efficacy",
     "generalization": "Generalization",
     "specificity": "Specificity",
-    "specificity_agreement": "Unchanged locality answers",
+    "specificity_agreement": "Locality unchanged",
     "specificity_kl": "Divergence at locality prompts",
     "capability_mean": "General capability",
 }

@@ -41,16 +41,19 @@
     return {
       xaxis: axis(figure.x), yaxis: { ...axis(figure.y), ...(figure.rows.length ? named : scale) }, shapes,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-      margin: { l: 60, r: 10, t: 10, b: 45 }, height: 320, showlegend: figure.curves.length > 1,
+      margin: { l: 60, r: 10, t: 36, b: 45 }, height: 340, showlegend: figure.curves.length > 1,
       legend: { orientation: "h", y: -0.25 },
     };
   };
+  // Only what works without a network and without images: no picture, no link, nothing that is sent.
+  const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]];
+  const config = { responsive: true, displaylogo: false, modeBarButtons: buttons };
   for (const details of document.querySelectorAll("details.interactive")) {
     details.addEventListener("toggle", () => {
       const place = details.querySelector("div");
       if (details.open && !place.hasChildNodes()) {
         const figure = figures[place.dataset.figure];
-        Plotly.newPlot(place, traces(figure), layout(figure), { responsive: true, displaylogo: false, topojsonURL: "" });
+        Plotly.newPlot(place, traces(figure), layout(figure), config);
       }
     });
   }

@@ -14,6 +14,7 @@ from stablediag.errors import StablediagError
 from stablediag.report.runs import Read
 from stablediag.spec import Spec
 from stablediag.stats.doctor import first_cause
+from stablediag.stats.run_diff import leaves
 
 #: how a verdict is marked beside its colour
 LETTERS = {"bad": "B", "info": "i", "ok": "o", "unknown": "-"}
@@ -193,16 +194,10 @@ def _listed(frame: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
         yield f"{row['position']}", str(row.get("edit_id") or _ABSENT), number(row["immediate"]), retained
 
 
-def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Values of nested mappings and lists by dotted path, as text."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from flattened(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
-        for i, item in enumerate(value):
-            yield from flattened(item, f"{path}.{i}")
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def flattened(value: Any) -> Iterator[tuple[str, str]]:
+    """Values of nested mappings by dotted path, as text."""
+    for path, leaf in leaves(value):
+        yield path, leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False, default=str)
 
 
 def differences(reads: Sequence[Read]) -> list[tuple[str, list[str]]]:

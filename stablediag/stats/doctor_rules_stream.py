@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stablediag.stats.doctor_rules import (
+    GRAVITY,
     Evidence,
     Finding,
     Floats,
@@ -99,7 +100,7 @@ def _exchangeable(evidence: Evidence, threshold: float) -> Finding:
         seen = hint if judged.verdict != "ok" else ""
         findings.append(Finding(judged.verdict, level.value, level.low, level.high, scope, seen))
     # Far below 1 is as bad as far above: rank by the distance.
-    return max(findings, key=lambda f: (f.verdict == "bad", abs(math.log(max(f.value, 1e-300)))), default=worst([]))
+    return max(findings, key=lambda f: (GRAVITY[f.verdict], abs(math.log(max(f.value, 1e-300)))), default=worst([]))
 
 
 def _drift(evidence: Evidence, threshold: float) -> Finding:
@@ -143,7 +144,7 @@ def _followed(evidence: Evidence, scope: str, threshold: float) -> Finding:
     if part is None or "prior_error" not in part:
         return unseen
     n = part["edits"].to_numpy(np.float64)
-    before = np.cumsum(n) - n
+    before = _seen(evidence, part) - n
     error = part["prior_error"].to_numpy(np.float64)
     usable = np.isfinite(error) & (before > 0)
     if usable.sum() < _FEWEST:
@@ -162,6 +163,18 @@ def _followed(evidence: Evidence, scope: str, threshold: float) -> Finding:
     return found(law.exponent, threshold, where=scope, hint=f"{hint}; margin from how its error falls.", above=False)
 
 
+def _seen(evidence: Evidence, part: pd.DataFrame) -> Floats:
+    """Edits behind the estimate after the step of every row; of a recorder that reports some steps alone, not those of its rows."""
+    steps = evidence.table("steps")
+    own: Floats = np.cumsum(part["edits"].to_numpy(np.float64))
+    if not {"edits", "skipped"} <= set(steps):
+        return own
+    every = steps.sort_values("step")
+    total = every["edits"].astype(float).where(every["skipped"].isna(), 0.0).fillna(0.0).cumsum().to_numpy()
+    place = np.searchsorted(every["step"].to_numpy(), part["step"].to_numpy(), side="right") - 1
+    return np.maximum(own, total[np.maximum(place, 0)])
+
+
 class _Pooled:
     """The tables as `drift_table` asks for them."""
 
@@ -177,7 +190,7 @@ def _bias(evidence: Evidence, threshold: float) -> Finding:
     findings = []
     for scope, part in evidence.modules("tracking", "nu", "prior_error_null", "edits", target=False):
         n = part["edits"].to_numpy(np.float64)
-        gain = n / np.cumsum(n)
+        gain = n / _seen(evidence, part)
         # The first batch has nothing before it, and no error.
         known = part["prior_error"].notna().to_numpy()
         part, gain = part[known], gain[known]
@@ -239,7 +252,7 @@ STREAM_RULES: Sequence[Rule] = (
         "A plain mean falls behind: forget (see stats.retune.recommend for the gain), or make smaller steps. Shifts of the "
         "tracked mean itself decay even without any decay of the drift, and prove nothing.",
         f"{_STABLEEDIT}, Assumption 3.4 and Appendix B.6.3",
-        {"probes": ("mean_sq", "sigma_change"), "tracking": ("prior_error", "edits")},
+        {"probes": ("mean_sq", "sigma_change"), "tracking": ("prior_error", "edits"), "steps": ("edits", "skipped")},
     ),
     Rule(
         "bias_share",
@@ -250,6 +263,6 @@ STREAM_RULES: Sequence[Rule] = (
         _bias,
         "The update points where the stale mean points: raise the gain (editor.params.forget), or warm up on data like this.",
         f"{_STABLEEDIT}, Theorems 3.5 and 3.8(a); Bai and Saranadasa 1996",
-        {"updates": ("bias_share",)},
+        {"updates": ("bias_share",), "steps": ("edits", "skipped")},
     ),
 )

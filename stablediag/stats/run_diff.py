@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -169,11 +169,11 @@ def changes(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
         Sorted by path. A path counts as different when the sets of its values differ; `ABSENT` is the value of a run that
         lacks what another of its side has.
     """
-    sides = [[dict(_leaves(mapping, "")) for mapping in side] for side in (first, second)]
+    sides = [[dict(leaves(mapping)) for mapping in side] for side in (first, second)]
     found = []
-    for path in sorted({path for side in sides for leaves in side for path in leaves}):
+    for path in sorted({path for side in sides for one in side for path in one}):
         values = [
-            _distinct([leaves.get(path, ABSENT) for leaves in side]) if any(path in leaves for leaves in side) else {}
+            _distinct([one.get(path, ABSENT) for one in side]) if any(path in one for one in side) else {}
             for side in sides
         ]
         if set(values[0]) != set(values[1]):
@@ -242,13 +242,14 @@ def _ids(run: RunLike) -> set[str]:
     return set(run.table("edits")["edit_id"].dropna()) if "edits" in run.tables() else set()
 
 
-def _leaves(value: Any, path: str) -> Iterable[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested mappings, and of lists of mappings, by dotted path: ``data.then[0].source``."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, Sequence) and value and all(isinstance(item, Mapping) for item in value):
         for place, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{place}]")
+            yield from leaves(item, f"{path}[{place}]")
     elif path:
         yield path, value
 
@@ -323,9 +324,9 @@ def _notes(
 
 def _mixed(side: Sequence[RunLike]) -> list[str]:
     """Paths in which the runs of one side differ, but for seeds and what follows from them."""
-    leaves = [dict(_leaves(_spec(run.info), "")) for run in side]
-    paths = sorted({path for one in leaves for path in one} - set(_REPEATS))
-    return [path for path in paths if len(_distinct(one.get(path, ABSENT) for one in leaves)) > 1]
+    specs = [dict(leaves(_spec(run.info))) for run in side]
+    paths = sorted({path for one in specs for path in one} - set(_REPEATS))
+    return [path for path in paths if len(_distinct(one.get(path, ABSENT) for one in specs)) > 1]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -79,7 +79,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("cosine", "adj. cosine", "cosine of consecutive target updates, mean over steps", "geometry", "difference", ""),
     Measure("weight_growth", "weight growth", "norm of the weight over its unedited norm, less 1, at the end; largest module",
             "geometry", "difference", "points"),
-    Measure("condition", "condition", "condition number of the gradients' covariance at the last target step", "geometry", "ratio", ""),
+    Measure("condition", "condition", "condition number of the covariance that normalises, last target step", "geometry", "ratio", ""),
     Measure("floored", "floored", "share of directions that the eigenvalue floor holds up, at the last target step", "geometry",
             "difference", "points"),
     Measure("condition_fall", "its fall", "condition number at the first fifth of the target steps over that at the last",

@@ -224,8 +224,9 @@ def test_statistics_of_another_run_are_continued(switch):
             torch.testing.assert_close(b[index][name], 3 * a[index][name], rtol=1e-12, atol=0)
 
 
-def test_a_poorer_editor_takes_what_it_needs():
-    rich, poor = make(), make(normaliser="diagonal")
+@pytest.mark.parametrize("prior", [{}, {"prior": 0.5}])  # a prior is part of the covariance alone
+def test_a_poorer_editor_takes_what_it_needs(prior):
+    rich, poor = make(), make(normaliser="diagonal", **prior)
     frozen_run(rich, (), 2)
     taken = poor.take_statistics(rich.state_dict()[0], rich.params.model_dump())
     assert {key.split("/")[1] for key in taken} == {"keys", "grads"}
@@ -244,6 +245,13 @@ def test_a_poorer_editor_takes_what_it_needs():
         ),
         ({"tokens": "all"}, {}, "gradients with tokens all, this run's have answer"),
         ({"loss": "released", "minibatch": 4}, {}, "gradients with loss released, this run's have paper"),
+        (
+            {"loss": "released", "minibatch": 4},
+            {"loss": "released", "minibatch": 8},
+            "gradients with minibatch 4, this run's have 8",
+        ),
+        ({"prior": 0.1}, {}, "began with the prior 0.1 relative, this run's is 0.001 relative"),
+        ({}, {"prior_kind": "none"}, "began with the prior 0.001 relative, this run's is none"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(there, here, says):

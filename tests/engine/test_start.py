@@ -203,6 +203,21 @@ def test_a_remade_start_is_noticed(build, tmp_path):
         resume(tmp_path / "late", progress=False)
 
 
+def test_other_numbers_of_a_run_of_the_same_spec_are_noticed(runs, build, monkeypatch, tmp_path):
+    """Another machine may have made it: the digest of its spec does not tell."""
+    session = Session.create(late(build, stats_from=str(runs / "early")), tmp_path / "late", progress=False)
+    session._writer.close()
+
+    def moved(folder):
+        tensors, meta = load_state(folder)
+        key = f"editor/{NAMES[0]}/grads/mean"
+        return {**tensors, key: tensors[key] * (1 + 1e-12)}, meta
+
+    monkeypatch.setattr("stablediag.engine.start.load_state", moved)
+    with pytest.raises(StoreError, match=r"is not the one the run began with \(init_statistics\)"):
+        resume(tmp_path / "late", progress=False)
+
+
 def test_edits_that_are_not_written_leave_the_unedited_model(runs, build):
     """Exactly: quality at the end is that of the beginning, while the statistics have seen every row."""
     params = {"lr": 0.02, "target_apply": False}
@@ -220,6 +235,18 @@ def test_edits_that_are_not_written_leave_the_unedited_model(runs, build):
     assert edits["immediate"].tolist() == edits["retained"].tolist()
     tracking = done.table("tracking").query("module == @NAMES[0]")
     assert tracking["nu"].tolist() == done.table("steps")["rows"].cumsum().tolist()
+
+
+def test_what_is_not_written_needs_no_norm_to_match(runs, build):
+    """The run that is matched ends before this one does."""
+
+    def spec(**params):
+        return build(size=40, editor={"params": {"lr": 1.0, "match": {"run": "early", "mode": "every"}, **params}})
+
+    with pytest.raises(SpecError, match="early has no update norm at step 2"):
+        run(spec(), runs / "matched", progress=False)
+    done = run(spec(target_apply=False), runs / "silent-matched", progress=False)
+    assert done.table("steps")["written"].tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("arrange", ["iid", "permuted"])

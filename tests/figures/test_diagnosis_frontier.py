@@ -86,9 +86,17 @@ def test_area_against_a_fine_grid_of_points_on_the_curve() -> None:
 def test_verdicts_follow_which_frontier_lies_above(frame: pd.DataFrame, lift: float, answer: str) -> None:
     some = frame[frame["arm"].isin([REFERENCE, "ultraedit", "center", "unedited"])]
     found = {one.claim: one.answer for one in frontier.verdicts(lifted(some, "ultraedit", lift))}
-    assert found["StableEdit's frontier lies above that of: ULTRAEDIT"] == answer
-    assert found["more specific than at equal efficacy: ULTRAEDIT"] == answer
-    assert found["StableEdit's frontier lies above that of: centring only"] == "not shown"
+    assert found["the frontier of StableEdit lies above that of ULTRAEDIT"] == answer
+    assert found["StableEdit is more specific than ULTRAEDIT at equal efficacy"] == answer
+    assert found["the frontier of StableEdit lies above that of centring only"] == "not shown"
+
+
+@pytest.mark.parametrize(("lift", "answer"), [(-10.0, "opposite"), (5.0, "shown")])
+def test_less_of_ln_is_compared_with_none(frame: pd.DataFrame, lift: float, answer: str) -> None:
+    some = frame[frame["arm"].isin([REFERENCE, "no_ln", "scalar", "unedited"])]
+    found = {one.claim: one.answer for one in frontier.verdicts(lifted(some, "scalar", lift))}
+    assert found["the frontier of scalar lies above that of no LN"] == answer
+    assert found["the frontier of StableEdit lies above that of no LN"] == "not shown"
 
 
 def test_the_level_of_a_comparison_is_reached_by_both_at_every_seed(frame: pd.DataFrame) -> None:

@@ -53,7 +53,9 @@ def planted(frame: pd.DataFrame, statistic: str, series: str, power: float) -> p
 
 
 def test_of_a_stationary_stream_nothing_is_left_beyond_the_controls(stationary: pd.DataFrame) -> None:
-    assert {one.answer for one in noise.verdicts(stationary)} <= {"not shown", "opposite"}
+    told = [one.answer for one in noise.verdicts(stationary)]
+    assert "shown" not in told
+    assert told.count("opposite") <= 1  # nor do the controls fall by more, chance apart
     table = noise.falls(stationary).groupby(["statistic", "arm", "series"])["fall"].mean().unstack()
     shifts = table.loc["mean_shift", [*noise.CONTROLS, "measured"]]
     assert np.abs(shifts - 1).to_numpy().max() < 0.25
@@ -65,6 +67,17 @@ def test_a_fall_beyond_the_controls_is_seen_and_one_short_of_them_too(
 ) -> None:
     assert answers(planted(stationary, statistic, "measured", 2.0), figure) == {"shown"}
     assert answers(planted(stationary, statistic, "frozen", 2.0), figure) == {"opposite"}
+
+
+def test_one_control_that_keeps_up_is_enough_to_doubt(stationary: pd.DataFrame) -> None:
+    frame = planted(stationary, "mean_shift", "measured", 2.0)
+    hit = (frame["statistic"] == "mean_shift") & (frame["series"] == "frozen")
+    # Steeper than the run at one seed, as flat as ever at the others: on average it is not the strongest.
+    frame = frame.assign(
+        value=frame["value"].where(~(hit & (frame["seed"] == 0)), frame["value"] * frame["nu"] ** -2.5)
+    )
+    frame = planted(frame, "mean_shift", "scaled", 1.0)
+    assert answers(frame, "Figure 13") == {"not shown"}
 
 
 def test_identity_noise_is_reported_and_does_not_decide(stationary: pd.DataFrame) -> None:

@@ -199,6 +199,13 @@ def test_verdicts_follow_what_was_planted(parts: tuple[str, ...], plant: dict, a
     assert found(planted(**plant), *parts).answer == answer
 
 
+def test_where_nothing_is_learnt_there_is_no_quality_to_lose() -> None:
+    frame = planted(**LOSSY).assign(unedited=26.0)
+    verdict = found(frame, "quality follows")
+    assert verdict.answer == "not shown"
+    assert "nothing to lose" in verdict.effect
+
+
 def test_the_rate_at_which_the_update_is_lost_lies_between_the_right_neighbours() -> None:
     frame = planted(kept_low=0.3, kept_high=0.7)
     place = figure.crossing(frame, 0.5)
@@ -206,6 +213,7 @@ def test_the_rate_at_which_the_update_is_lost_lies_between_the_right_neighbours(
     assert place.mean == pytest.approx(10**-2.5, rel=0.05)
     assert figure.crossing(frame, 0.9).n == 0
     assert figure.crossing(planted(**WHOLE), 0.5).n == 0
+    assert figure.crossing(frame[frame["rate"] != 1e-2], 0.5).n == 0
     assert "below rate 0.003" in found(frame, "0.0001", "over a tenth of a step").effect
 
 

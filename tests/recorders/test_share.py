@@ -244,6 +244,20 @@ def test_an_own_copy_is_made_only_of_what_belongs_to_others():
     assert thin.norm == pytest.approx(float(torch.linalg.matrix_norm(thin.update.dense())), rel=1e-6)
 
 
+def test_modules_share_groups_only_of_the_same_rows(step_view):
+    """A guard may drop rows of one module: its edits are then its own."""
+    (step,) = make_steps(step_view)[1:2]
+    same, other = (batch.groups for batch in StepRows().of(step))
+    assert other is same
+    odd = step.captures[MODULES[1]]
+    captures = dict(step.captures) | {MODULES[1]: replace(odd, edit_ids=odd.edit_ids.roll(1))}
+    first, second = StepRows().of(replace(step, captures=captures))
+    for batch in (first, second):
+        edits = captures[batch.scope.name].edit_ids
+        torch.testing.assert_close(batch.sums, edit_units(batch.rows, edits), rtol=0, atol=0)
+    assert not torch.equal(second.sums, first.groups.sums(second.rows))
+
+
 def test_groups_are_those_of_the_sums_over_edits():
     edits = torch.tensor([4, 0, 4, 2, 0, 0, 4])
     groups, rows = Groups.of(edits), torch.randn(7, 3)

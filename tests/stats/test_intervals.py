@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from stablediag.errors import DataError, SpecError
-from stablediag.stats.intervals import Interval, bootstrap_interval, mean_interval
+from stablediag.stats.intervals import Interval, bootstrap_interval, mean_interval, resampled_interval
 
 
 def wilson(hits, n, level=0.95):
@@ -140,6 +140,14 @@ def test_resamples_without_a_value_are_left_out():
     flags = np.array([1.0, 0.0, 0.0])
     found = bootstrap_interval(lambda sample: 1.0 if sample.any() else math.nan, flags)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_fewer_resamples_with_a_value_than_asked_for_have_no_limits():
+    drawn = np.array([1.0, math.nan, 2.0, 3.0, math.nan])
+    found = resampled_interval(2.5, 9, drawn, lambda known: (known.min(), known.max()), least=3)
+    assert found == Interval(2.5, 9, 1.0, 1.0, 3.0)
+    few = resampled_interval(2.5, 9, drawn, lambda known: (known.min(), known.max()), least=4)
+    assert few == Interval(2.5, 9, math.inf, -math.inf, math.inf)
 
 
 def test_a_bootstrap_needs_more_than_one_record():
