@@ -77,7 +77,9 @@ def same_state(left, right):
     return json.dumps(said) == json.dumps(other) and a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("options", [{}, {"report": every(3)}, {"reset_after_warmup": False}], ids=["plain", "thinned", "across"])
+@pytest.mark.parametrize(
+    "options", [{}, {"report": every(3)}, {"reset_after_warmup": False}], ids=["plain", "thinned", "across"]
+)
 @pytest.mark.parametrize("backwards", [False, True])
 def test_shared_or_not_the_rows_and_the_state_are_the_same(step_view, options, backwards):
     steps = make_steps(step_view)
